@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from members import roster_of
 from test_hostile import Scene
 from test_peer import Peers, model
@@ -14,6 +15,7 @@ from wires import Wires
 from world import Fault, Schedule, ToySignatures, World, play, signed_round
 
 from jwins.net import events as ev
+from jwins.net.bootstrap import pack_state, state_wire
 from jwins.net.certificate import is_signature, new_identity, sign
 from jwins.net.journal import Journal
 from jwins.net.membership import Membership
@@ -27,40 +29,30 @@ AHEAD, COMPANION, FAR = 1, 5, 50
 """Neighbours of node 0 on a ring of six: one is ahead, in a round that is far away, and one keeps pace."""
 
 
-class Behind(Scene):
-    """Node 0 of a ring of six, which has asked the neighbour that is ahead for signed rounds."""
+class RingScene(Scene):
+    """Node 0 of a ring, with keys for signed rounds."""
 
-    def __init__(self) -> None:
-        self.members, self.verified = set(range(6)), 0
+    def __init__(self, ring: int = 6) -> None:
+        self.members, self.verified = set(range(ring)), 0
 
         def members() -> set[int]:
             self.verified += 1
             return self.members
 
-        super().__init__(ring=6, signatures=ToySignatures(0, 7, members))
-        self.connect(AHEAD)
-        self.connect(COMPANION)
-        for _ in range(3):
-            self.pass_s(1)
-            self.end_round(AHEAD, COMPANION)
-        self.connect(AHEAD, FAR)
-        for _ in range(5):
-            self.pass_s(1)
-            self.end_round(COMPANION)
-        self.pass_s(2)
-        self.feed(ev.TrainingDone(self.node.round))
-        assert self.messages(RoundRequest) == [(AHEAD, RoundRequest(0, 8, 0, self.nonce))]
-
-    @property
-    def nonce(self) -> bytes:
-        signatures = self.session.settings.signatures
-        assert signatures is not None
-        return signatures.nonce
+        signatures = ToySignatures(0, 7, members)
+        self.nonce = signatures.nonce
+        super().__init__(ring=ring, signatures=signatures)
 
     def pass_s(self, seconds: int) -> None:
         for _ in range(seconds):
             self.now += 1.0
             self.feed(ev.TimePassed())
+
+    def train_and_wait(self, seconds: int) -> None:
+        for _ in range(seconds):
+            self.pass_s(1)
+            if self.session.training:
+                self.feed(ev.TrainingDone(self.node.round))
 
     def messages(self, kind: type[Any]) -> list[tuple[int, Any]]:
         found = [(sent.peer, self.wire.unpack(sent.data)) for sent in self.sent if sent.label == "control"]
@@ -70,6 +62,26 @@ class Behind(Scene):
         key = ToySignatures(other.pop("key", member), 0, tuple)
         given = {"asker": 0, "nonce": self.nonce} | other
         return replace(signed_round(key, AHEAD, at, member, **given), asker=0)
+
+
+class Behind(RingScene):
+    """Node 0 of a ring, which has asked the neighbour that is ahead for signed rounds."""
+
+    def __init__(self, ring: int = 6) -> None:
+        super().__init__(ring)
+        companion = ring - 1
+        self.connect(AHEAD)
+        self.connect(companion)
+        for _ in range(3):
+            self.pass_s(1)
+            self.end_round(AHEAD, companion)
+        self.connect(AHEAD, FAR)
+        for _ in range(5):
+            self.pass_s(1)
+            self.end_round(companion)
+        self.pass_s(2)
+        self.feed(ev.TrainingDone(self.node.round))
+        assert self.messages(RoundRequest) == [(AHEAD, RoundRequest(0, 8, 0, self.nonce))]
 
 
 def test_a_neighbour_ahead_and_the_signed_round_of_another_member_make_a_node_follow() -> None:
@@ -176,10 +188,17 @@ def test_a_flood_of_requests_is_answered_once_in_a_second() -> None:
     assert len(scene.messages(SignedRound)) == 2
 
 
+def test_a_flood_of_askers_is_answered_for_a_few() -> None:
+    scene = Behind(ring=40)
+    for asker in range(1, 39):
+        scene.say(39, RoundRequest(39, 0, asker, bytes(16)))
+    assert len(scene.messages(SignedRound)) == MAX_SIGNED
+
+
 @pytest.mark.parametrize(
-    ("peer", "asker"), [(2, 2), (2, 3), (COMPANION, 2), (COMPANION, 0), (COMPANION, 99), (COMPANION, 2**32 - 1)]
+    ("peer", "asker"), [(2, 2), (2, 3), (COMPANION, 0), (COMPANION, 99), (COMPANION, 2**32 - 1)]
 )
-def test_only_neighbours_ask_and_only_for_their_neighbours(peer: int, asker: int) -> None:
+def test_only_neighbours_ask_and_only_for_members(peer: int, asker: int) -> None:
     scene = Behind()
     scene.connect(2)
     scene.sent.clear()
@@ -240,6 +259,35 @@ def test_asynchronous_nodes_ask_nobody_and_answer_nobody() -> None:
     scene.say(AHEAD, RoundRequest(AHEAD, FAR, 2, bytes(16)))
     assert not scene.sent
     assert scene.session.peers[AHEAD].refused == 2
+
+
+def test_a_chain_of_false_rounds_leads_no_further_than_one() -> None:
+    """Two colluding members state rounds that are just possible, and later ones when the node has followed."""
+    scene, skipped = Behind(), []
+    for _ in range(10):
+        possible = scene.session.rounds.times.possible_rounds(scene.now - scene.session.peers[AHEAD].merged_at)
+        at = scene.node.round + int(possible) - 1
+        scene.connect(AHEAD, at)
+        scene.train_and_wait(8)
+        scene.say(AHEAD, scene.signed(at=at))
+        skipped.append(scene.session.skipped_rounds)
+    assert skipped[0] > FAR, "the first one is believed"
+    assert skipped[-1] == skipped[0]
+
+
+@pytest.mark.parametrize("at", [FAR + 1, 900])
+def test_a_node_that_has_merged_with_nobody_takes_no_model_beyond_the_rounds_it_was_shown(at: int) -> None:
+    scene = RingScene()
+    scene.connect(COMPANION)
+    scene.now += 1.0
+    scene.feed(ev.TrainingDone(0))
+    scene.connect(AHEAD, FAR)
+    scene.train_and_wait(10)
+    scene.say(AHEAD, scene.signed())
+    assert scene.session.joiner is not None
+    wire = state_wire(b"testtest", scene.dim)
+    scene.say(AHEAD, pack_state(wire, AHEAD, at, torch.ones(scene.dim)).data)
+    assert (scene.node.round == at) == (at < 900)
 
 
 # --- In the simulated world -------------------------------------------------------------------------------

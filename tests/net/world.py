@@ -1422,7 +1422,8 @@ def play(schedule: Schedule, tally: Tally | None = None) -> World:
         heal_s = HEAL_TIMEOUTS * TIMEOUT_S + HEAL_ROUNDS * max(schedule.train_s)
         heal_s = HOSTILE_S if world.hostile else heal_s
         if schedule.rounds < ENDLESS:
-            heal_s += 2 * schedule.rounds * max(schedule.train_s)
+            # A node that returns when the others have ended may wait for one of them after the other.
+            heal_s += 2 * schedule.rounds * max(schedule.train_s) + schedule.nodes * HEAL_TIMEOUTS * TIMEOUT_S
         world.run(world.now + heal_s, lambda: healed(world))
         check_end(world)
     except ViolationError:

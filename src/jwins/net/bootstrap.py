@@ -57,13 +57,18 @@ class Joiner:
         session: session of the node that needs a model.
         providers: members to ask, in order.
         from_round: earliest round of the model.
+        shown: the round that a quorum showed to a node that has begun, which limits the model's round; None if
+            the node has not begun yet.
+
+    Attributes:
         at_start: whether the node has not begun yet.
     """
 
     def __init__(
-        self, session: Session, providers: tuple[int, ...], from_round: int, *, at_start: bool
+        self, session: Session, providers: tuple[int, ...], from_round: int, *, shown: int | None
     ) -> None:
-        self._session, self._from_round, self.at_start = session, from_round, at_start
+        self._session, self._from_round, self._shown = session, from_round, shown
+        self.at_start, self._since = shown is None, session.now
         self._left = list(providers)
         self._all = tuple(providers)
         wire = session.node.rules.wire
@@ -124,6 +129,7 @@ class Joiner:
         if session.node.round >= pending.round or not session.fresh:
             return False
         session.fresh = False
+        session.began_in(pending.round)
         session.waiting.rejoin(pending.round, pending.update.dense_values())
         return True
 
@@ -228,7 +234,13 @@ class Joiner:
         return ""
 
     def _implausible(self, round: int) -> str:
-        """Return why a round is implausible while another provider can be asked, or ""."""
+        """Return why a round is implausible, or "".
+
+        A node that has not begun has nothing to compare with but other providers.
+        """
+        if self._shown is not None:
+            latest = self._shown + self._session.rounds.times.possible_rounds(self._session.now - self._since)
+            return f"it is of round {round}, and others were in round {self._shown}" if round > latest else ""
         peers = self._session.peers.items()
         known = [at.round for peer, at in peers if peer != self._current and at.greeted]
         most = max([*known, *self._claimed, self._from_round], default=0)

@@ -215,7 +215,7 @@ class Session:
         self.waiting, self.rounds = Waiting(self), Rounds(self)
         self.provider, self.witnesses = Provider(self), Witnesses(self, settings.signatures)
         if settings.bootstrap_from:
-            self.joiner = Joiner(self, settings.bootstrap_from, settings.from_round, at_start=True)
+            self.joiner = Joiner(self, settings.bootstrap_from, settings.from_round, shown=None)
 
     def start(self, now: float, *, resumed: bool = False) -> list[ev.Command]:
         """Begin the first round, or continue the round that the node was restored to."""
@@ -234,6 +234,7 @@ class Session:
         """Begin in round ``at``, or in the node's own, with a received model or the node's own."""
         commands = self.node.start(self.now)
         if at is not None:
+            self.began_in(at)
             commands = [c for c in commands if isinstance(c, Evaluate)]
             commands += self.node.handle(Rejoin(at, params=params, keep_newer=True), self.now)
         self.rounds.carry_out(commands)
@@ -344,6 +345,12 @@ class Session:
             if peer in state.suspect - state.left:
                 known.state = State.SUSPECT
         self._may_return = state.left
+        self.began_in(self.node.round)
+
+    def began_in(self, round: int) -> None:
+        """Count the rounds that peers can have reached from the one in which this node began."""
+        for known in self.peers.values():
+            known.merged_in = round
 
     def leave(self, reason: str, now: float) -> list[ev.Command]:
         """Send a Bye to all peers, and begin nothing more."""

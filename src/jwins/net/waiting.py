@@ -92,7 +92,7 @@ class Waiting:
                 and session.peers[peer].round > near
             ]
             if _is_quorum(ahead, expected):
-                self._request_model(ahead)
+                self._request_model(ahead, statistics.median_low(session.peers[peer].round for peer in ahead))
         if session.joiner is None and not self.may_be_late and (held := session.rounds.take_held()) is not None:
             session.rounds.on_trained(held)
 
@@ -107,15 +107,15 @@ class Waiting:
         connecting = (session.peers[peer].state is State.CONNECTING for peer in self._expected_neighbours())
         return begins and any(connecting)
 
-    def _request_model(self, ahead: list[int]) -> None:
+    def _request_model(self, ahead: list[int], others: int) -> None:
+        """Ask members for a model, where ``others`` is the round that a quorum shows."""
         session, at = self._session, self._session.node.round
-        others = statistics.median_low(session.peers[peer].round for peer in ahead)
         session.log("warning", "needs a model", round=at, others=others)
         # Only the neighbours of that round send their model; a newer roster may have given the node others.
         there = session.node.rules.topology.at(others).senders[session.node.id]
         connected = [peer for peer in there if session.peers[peer].is_introduced]
         providers = [peer for peer in ahead if peer in there] or connected or ahead
-        session.joiner = Joiner(session, tuple(providers), at + 1, at_start=False)
+        session.joiner = Joiner(session, tuple(providers), at + 1, shown=others)
         session.joiner.review()
 
     def _expected_neighbours(self) -> list[int]:
@@ -198,7 +198,7 @@ class Waiting:
         if target <= at:
             return False
         if self._session.fresh:
-            self._request_model(ahead)
+            self._request_model(ahead, target)
             return True
         self.rejoin(target)
         return True
@@ -208,10 +208,14 @@ class Waiting:
         return known.settled and self.is_possible(peer, known.round)
 
     def is_possible(self, peer: int, round: int) -> bool:
-        """Return whether a member can have reached a round since this node last merged with it."""
-        session = self._session
-        possible = session.rounds.times.possible_rounds(session.now - session.peers[peer].merged_at)
-        return session.fresh or round <= session.node.round + possible
+        """Return whether a member can have reached a round since this node last merged with it.
+
+        It counts from the round of that merge: from this node's own round, each false claim that it follows would
+        permit the next.
+        """
+        session, known = self._session, self._session.peers[peer]
+        possible = session.rounds.times.possible_rounds(session.now - known.merged_at)
+        return session.fresh or round <= known.merged_in + possible
 
     def rejoin(self, target: int, params: Tensor | None = None) -> None:
         """Continue in a later round, with a received model or this node's own."""

@@ -27,10 +27,11 @@ SKEW = 2
 """Rounds by which a neighbour's neighbour is ahead at most while all wait for each other."""
 
 MAX_SIGNED = 16
-"""Number of neighbours that a request is passed on to, and of answers to it."""
+"""Number of neighbours that a request is passed on to, of answers to it, and of askers that a neighbour may
+request for within :data:`ANSWER_EVERY_S`."""
 
 ANSWER_EVERY_S = 1.0
-"""Minimum interval between two answers to a neighbour for the same asker."""
+"""Interval in which a neighbour is answered once for each asker."""
 
 _SIGNED = struct.Struct("<IIII")
 
@@ -60,7 +61,8 @@ class Witnesses:
         self._session, self._signatures = session, signatures
         self.rounds: dict[int, int] = {}
         self._ask_at: dict[int, float] = {}
-        self._answer_at: dict[tuple[int, int], float] = {}
+        self._answered: dict[int, set[int]] = {}
+        self._answer_again_at = 0.0
         self._nonces = {} if signatures is None else {session.node.id: signatures.nonce}
         self._due: Counter[tuple[int, int]] = Counter()
 
@@ -97,18 +99,27 @@ class Witnesses:
 
     def _on_request(self, peer: int, request: RoundRequest) -> None:
         """Pass a neighbour's own request on, or answer one that it has passed on."""
-        session, asker, here = self._session, request.asker, self._session.node.id
-        may_ask = peer in self._neighbours(here) and asker in self._neighbours(peer) - {here} | {peer}
-        if session.node.rules.asynchronous or not may_ask:
-            session.refuse(peer, f"requests signed rounds for node {asker}, and may not", quietly=True)
-        elif session.awake < self._answer_at.get((peer, asker), 0.0):
+        session, asker, now = self._session, request.asker, self._session.awake
+        if now >= self._answer_again_at:
+            self._answered, self._answer_again_at = {}, now + ANSWER_EVERY_S
+        answered = self._answered.setdefault(peer, set())
+        if asker in answered or len(answered) >= MAX_SIGNED:
             session.refuse(peer, "requests signed rounds too often", quietly=True)
+            return
+        answered.add(asker)
+        if session.node.rules.asynchronous or asker not in session.peers or not self._may_ask(peer, request):
+            session.refuse(peer, f"requests signed rounds for node {asker}, and may not", quietly=True)
         elif session.has_begun and session.end is None:
-            self._answer_at[peer, asker] = session.awake + ANSWER_EVERY_S
             if asker == peer:
                 self._pass_on(request)
             else:
                 self._sign(peer, request)
+
+    def _may_ask(self, peer: int, request: RoundRequest) -> bool:
+        """Return whether a peer is a neighbour in this round, or in its own if graphs change."""
+        here = self._session.node
+        at = min(request.round, here.rules.rounds - 1)
+        return peer in self._neighbours(here.id) or peer in self._neighbours(here.id, at)
 
     def _pass_on(self, request: RoundRequest) -> None:
         session, asker = self._session, request.asker
@@ -166,8 +177,9 @@ class Witnesses:
         version = rules.topology.at(round).roster_version
         return PURPOSE + rules.wire.digest + _SIGNED.pack(version, member, round, asker) + nonce
 
-    def _neighbours(self, node: int) -> set[int]:
-        graph = self._session.node.rules.topology.at(self._session.node.round)
+    def _neighbours(self, node: int, round: int | None = None) -> set[int]:
+        session = self._session
+        graph = session.node.rules.topology.at(session.node.round if round is None else round)
         return {*graph.senders[node], *graph.recipients[node]}
 
     def _send(self, peer: int, message: RoundRequest | SignedRound) -> None:
