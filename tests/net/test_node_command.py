@@ -6,6 +6,7 @@ import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from members import member, roster_of
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 from jwins.cli.app import app
 from jwins.cli.node import _Lines
 from jwins.experiment.load import load
-from jwins.net.driver import NodeProgress
+from jwins.net.driver import NodeProgress, RealTimeDriver
 from jwins.net.roster import write_roster
 from jwins.run.node import run_node
 
@@ -104,3 +105,20 @@ def test_progress_has_the_name_of_a_member_that_joins(tmp_path: Path) -> None:
     said = out.getvalue().splitlines()
     assert said[0].endswith("without node 2, to join")
     assert said[-1].endswith("without carol")
+
+
+def test_a_node_signs_with_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drivers: list[RealTimeDriver] = []
+
+    class Kept(RealTimeDriver):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            drivers.append(self)
+
+    monkeypatch.setattr("jwins.run.node.RealTimeDriver", Kept)
+    settings = ["nodes.count=2", "topology.kind=fully_connected", f"run.folder={tmp_path / 'run'}"]
+    roster = roster_of(tmp_path, 2)
+    run_node(load("digits", settings), roster, "bob", tmp_path / "bob.key", stop=lambda: True)
+    signatures = drivers[0].session.settings.signatures
+    assert signatures is not None
+    assert signatures.verify(1, b"text", signatures.sign(b"text"))
