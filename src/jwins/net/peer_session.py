@@ -203,8 +203,8 @@ class PeerSession:
         present_from: time since which the peer was connected without interruption, in seconds awake, or None.
         timeouts: number of rounds in a row in which the peer timed out.
         timed_out_in: the newest round of this node in which the peer timed out, or None.
-        merged_in: the newest round of this node whose merge had an update of the peer; before, the round in which
-            this process began, or -1.
+        merged_in: the newest round of this node whose merge had an update of the peer; before, the round in
+            which this process began, or -1.
         merged_at: when that was, on the session's clock; before, when this process or its checkpoint began.
         mismatch: why it cannot take part, or "".
         inflated: number of its frames with values that no honest node has.

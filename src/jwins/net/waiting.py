@@ -210,8 +210,8 @@ class Waiting:
     def is_possible(self, peer: int, round: int) -> bool:
         """Return whether a member can have reached a round since this node last merged with it.
 
-        It counts from the round of that merge: from this node's own round, each false claim that it follows would
-        permit the next.
+        It counts from the round of that merge. Counted from this node's own round, each false claim that it
+        follows would permit the next.
         """
         session, known = self._session, self._session.peers[peer]
         possible = session.rounds.times.possible_rounds(session.now - known.merged_at)
