@@ -1157,7 +1157,7 @@ def check_refused(world: World, node: int, process: Process, sender: int, data: 
     if data not in world.forged or known.state is State.REMOVED:
         return
     if world.hostile[sender] == "unfit":
-        if known.state is not State.INCOMPATIBLE:
+        if known.state not in (State.INCOMPATIBLE, State.LEFT):  # left: it had said Bye before
             raise ViolationError(f"node {node} holds node {sender}, which is unfit, for {known.state.value}")
     elif known.refused == before:
         raise ViolationError(f"node {node} did not count what node {sender} sent as refused")
