@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import cache, lru_cache, update_wrapper
 from pathlib import Path
-from typing import IO, Any, Generic, ParamSpec, TypeVar
+from typing import IO, Any, ClassVar, Generic, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -63,9 +63,29 @@ class Kernel(Generic[P, R]):
         return types.Dispatcher(compiled(self))
 
 
+class Inlined(Kernel[P, R]):
+    """A kernel that numba copies into the kernels that call it, before it assigns types.
+
+    Otherwise each call would count references to its arrays, which costs more than the few operations of a
+    small function in an inner loop.
+    """
+
+    targetoptions: ClassVar = {"inline": "always"}  # what numba asks a function for
+
+    @property
+    def py_func(self) -> Callable[P, R]:
+        """The function that numba copies."""
+        return self.plain
+
+
 def kernel(function: Callable[P, R]) -> Kernel[P, R]:
     """Make a kernel of a function; nothing is compiled yet."""
     return Kernel(function)
+
+
+def inlined(function: Callable[P, R]) -> Inlined[P, R]:
+    """Make a kernel for inner loops of other kernels of the same file."""
+    return Inlined(function)
 
 
 @cache

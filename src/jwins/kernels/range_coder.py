@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jwins.kernels.compiler import kernel
+from jwins.kernels.compiler import inlined, kernel
 
 FULL = -1
 FAILED = -2
@@ -128,12 +128,16 @@ def _code(  # noqa: PLR0915  the decisions of a symbol, with all state in local 
                     of_band = np.uint64(_BY_BAND + band * _NEAR + near)
                     state, of_other = table[of_density], table[of_band]
                     p = (state >> 8) + (of_other >> 8) >> 1
-                    low, width, at, bit = _put(low, width, at, data, p, bit, decoding)
+                    bound = (width >> 16) * p
+                    if decoding is not None:
+                        bit = np.int64(low < bound)
                     if bit == 0:
+                        low, width, at = _upper(low, width, at, data, bound, decoding)
                         table[of_density], table[of_band] = _less(state), _less(of_other)
                         density -= density + 31 >> 5
                         left2, left = left, 0
                         continue
+                    low, width, at = _filled(low, bound, at, data, decoding)
                     table[of_density], table[of_band] = _more(state), _more(of_other)
                 elif i < end - 1:
                     c = _LATE + (end - 1 - i) * _LATE_NEAR + min(near, _LATE_NEAR - 1)
@@ -147,7 +151,9 @@ def _code(  # noqa: PLR0915  the decisions of a symbol, with all state in local 
                     c = _sign(own, i - 1) * 3 + _sign(own, i - 2)
                     c = _SIGNS + (band * 9 + c) * 3 + _sign(parents, i >> shift)
                     negative = np.int64(own[i] < 0)
-                    low, width, at, negative = _put(low, width, at, data, table[c] >> 8, negative, decoding)
+                    low, width, at, negative = _put_even(
+                        low, width, at, data, table[c] >> 8, negative, decoding
+                    )
                     _learn(table, c, negative)
                     low, width, at, magnitude = _magnitude(
                         low, width, at, data, abs(np.int64(own[i])), near, density, table, decoding
@@ -155,7 +161,7 @@ def _code(  # noqa: PLR0915  the decisions of a symbol, with all state in local 
                     if decoding is not None:
                         if magnitude > (1 << 31) - 1 + negative:
                             return FAILED
-                        own[i] = np.int32(-magnitude if negative else magnitude)
+                        own[i] = np.int32((magnitude ^ -negative) + negative)
                 density += (min(magnitude, 2) << 12) - density >> 5
                 left2, left = left, min(magnitude, _NEAR)
     if decoding is not None:
@@ -203,7 +209,7 @@ def _few(symbol: np.int32) -> Any:
     return min(abs(np.int64(symbol)), _NEAR - 1)
 
 
-@kernel
+@inlined
 def _nonzero(symbols: Symbols) -> int:
     count = 0
     for symbol in symbols:
@@ -211,7 +217,7 @@ def _nonzero(symbols: Symbols) -> int:
     return count
 
 
-@kernel
+@inlined
 def _magnitude(
     low: Any, width: Any, at: Any, data: Data, known: Any, near: int, density: int, table: Table, decoding: Any
 ) -> tuple[Any, Any, Any, Any]:
@@ -260,8 +266,15 @@ def _sign(symbols: Symbols, i: int) -> Any:
 
 @kernel
 def _learn(table: Table, context: int, bit: int) -> None:
-    """Move a probability towards the decision; each step is smaller."""
-    table[context] = _more(table[context]) if bit else _less(table[context])
+    """Move a probability towards the decision; each step is smaller.
+
+    The result is that of :func:`_more` or :func:`_less`, without a branch that a processor could only guess.
+    """
+    at = np.uint64(context)
+    state = table[at]
+    p, count = state >> 8, state & 255
+    p += ((bit << 16) - p) * _PACES[count] >> 16
+    table[at] = min(max(p, _MIN_P), (1 << 16) - _MIN_P) << 8 | min(count + 1, _SLOWEST)
 
 
 @kernel
@@ -307,13 +320,49 @@ def _put(
     if decoding is not None:
         bit = np.int64(low < bound)
     if bit:
-        width = bound
+        low, width, at = _filled(low, bound, at, data, decoding)
     else:
-        width -= bound
-        low = low + bound if decoding is None else low - bound
-    if decoding is None and low >> 32:
-        low &= (1 << 32) - 1
-        _carry(data, at)
+        low, width, at = _upper(low, width, at, data, bound, decoding)
+    return low, width, at, bit
+
+
+@kernel
+def _put_even(
+    low: Any, width: Any, at: Any, data: Data, p: Any, bit: Any, decoding: Any
+) -> tuple[Any, Any, Any, Any]:
+    """Code a decision as :func:`_put` does, without a branch, for decisions that are as often 1 as 0."""
+    bound = (width >> 16) * p
+    if decoding is not None:
+        bit = np.int64(low < bound)
+    if_zero = bit - 1  # all bits set, or none
+    width = bound + (if_zero & width - 2 * bound)
+    if decoding is not None:
+        low -= if_zero & bound
+    else:
+        low += if_zero & bound
+        if low >> 32:
+            low &= (1 << 32) - 1
+            _carry(data, at)
+    low, width, at = _filled(low, width, at, data, decoding)
+    return low, width, at, bit
+
+
+@inlined
+def _upper(low: Any, width: Any, at: Any, data: Data, bound: Any, decoding: Any) -> tuple[Any, Any, Any]:
+    """Keep the upper side of the range, which is that of a decision of 0."""
+    if decoding is not None:
+        low -= bound
+    else:
+        low += bound
+        if low >> 32:
+            low &= (1 << 32) - 1
+            _carry(data, at)
+    return _filled(low, width - bound, at, data, decoding)
+
+
+@inlined
+def _filled(low: Any, width: Any, at: Any, data: Data, decoding: Any) -> tuple[Any, Any, Any]:
+    """Write or read the leading bytes of a range that became narrow."""
     while width < _MIN_WIDTH:
         width <<= 8
         if decoding is None:
@@ -322,7 +371,7 @@ def _put(
         else:
             low = low << 8 | _byte(data, at)
         at += 1
-    return low, width, at, bit
+    return low, width, at
 
 
 @kernel
