@@ -240,7 +240,7 @@ BUGS = (
     Bug(
         "session: any round is believed",
         "net/waiting.py",
-        "round <= session.node.round + possible",
+        "round <= known.merged_in + possible",
         "round <= 2**40",
     ),
     Bug(
