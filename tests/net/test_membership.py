@@ -81,6 +81,14 @@ def test_a_roster_that_is_taken_up_late_is_of_later_rounds() -> None:
     assert [versions.at(at).roster_version for at in (19, 20, 30, 40)] == [0, 2, 2, 2]
 
 
+def test_the_first_roster_that_a_node_knows_is_also_that_of_earlier_rounds() -> None:
+    versions = ring_of(4)
+    versions.add(2, 20, (0, 1, 2))
+    assert [versions.at(at).roster_version for at in (0, 19, 20)] == [2, 2, 2]
+    assert len(versions.at(0).senders[0]) == 2
+    assert 3 not in versions.at(0).senders[0]
+
+
 # --- Rosters ----------------------------------------------------------------------------------------------
 
 

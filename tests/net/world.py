@@ -460,7 +460,7 @@ class World:
         self.sent: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
         self.shared: list[dict[int, set[int]]] = [{} for _ in range(n)]
         self.furthest = [0] * n
-        self.weights: dict[tuple[int, int, int], float] = {}
+        self.weights: dict[tuple[int, int, int], tuple[float, int | None]] = {}
         self.merges: list[dict[int, frozenset[int]]] = [{} for _ in range(n)]
         self.calm_from = [ENDLESS] * n  # the first round that was merged after the last fault
         self.wakes = [0] * n
@@ -1076,9 +1076,11 @@ def _check_merge(world: World, node: int, at: int, process: Process) -> None:
     if {*merged_with, *without} != senders.keys() or merged_with & without.keys():
         raise ViolationError(f"node {node} reports {merged_with} and {without} of {set(senders)}")
     for peer in merged_with:
-        world.weights[at, node, peer] = senders[peer]
-        back = world.weights.get((at, peer, node))
-        if back is not None and back != senders[peer]:
+        # One that began without a folder knows the newest roster only, and uses it in earlier rounds as well.
+        assumed = graph.roster_version if process.rosters[0].from_round > at else None
+        world.weights[at, node, peer] = senders[peer], assumed
+        back, theirs = world.weights.get((at, peer, node), (senders[peer], assumed))
+        if back != senders[peer] and assumed == theirs:
             raise ViolationError(f"round {at}: nodes {node} and {peer} mix with {senders[peer]} and {back}")
         if peer not in world.hostile and at not in world.sent[peer, node]:
             raise ViolationError(f"node {node} merged with node {peer}, which sent nothing in round {at}")
@@ -1248,12 +1250,13 @@ def healed(world: World) -> bool:
     if world.schedule.rounds < ENDLESS:
         there = {node for node, process in enumerate(world.processes) if process is not None}
         return len({*world.ended, *world.hostile}) == world.schedule.nodes and there <= world.hostile.keys()
-    up = [i for i, p in enumerate(world.processes) if p is not None and i not in world.hostile]
+    failed = {i for i, p in enumerate(world.processes) if p and p.failed}  # see check_end
+    up = [i for i, p in enumerate(world.processes) if p and i not in world.hostile and i not in failed]
     well = [i for i in up if i not in world.misfits]
     rounds = [world.processes[i].toy.round for i in well]  # type: ignore[union-attr]
     if not rounds or max(rounds) - min(rounds) > len(rounds):
         return False
-    if world.changes and not {*world.roster.members} <= {*well, *world.misfits, *world.hostile}:
+    if world.changes and not {*world.roster.members} <= {*well, *world.misfits, *world.hostile, *failed}:
         return False
     for node in well:
         newest = sorted(world.merges[node])[-HEALED_ROUNDS:]
@@ -1285,8 +1288,10 @@ def check_end(world: World) -> None:
             continue
         if process.failed:
             graph = process.toy.rules.topology.at(process.toy.round)
-            if world.schedule.nodes == 2 or {*graph.senders[node]} <= {*world.hostile}:
-                continue  # nobody else is there, or none yet
+            late = {fault.node for fault in world.schedule.faults if fault.kind == "late_start"}
+            useless = {*world.hostile, *world.misfits, *late}
+            if world.schedule.nodes == 2 or {*graph.senders[node]} <= useless:
+                continue  # nobody else is there, or none yet, or none that could send it a model
             raise ViolationError(f"node {node} ended: {process.failed}")
         for peer in range(world.schedule.nodes):
             there = world.processes[peer]
