@@ -89,21 +89,21 @@ BUGS = (
     ),
     Bug(
         "an update that comes late is merged with its weight",
-        "node.py",
-        "if r == newest.get(j, self.round) and frame.roster_version == roster_version:",
-        "if frame.roster_version == roster_version:",
+        "node/state_machine.py",
+        "if r == newest.get(j, self.round) and frame.roster_version == version:",
+        "if frame.roster_version == version:",
         "node",
     ),
     Bug(
         "an asynchronous node adds the training to the model that it shared, not to the merged one",
-        "node.py",
+        "node/state_machine.py",
         "        after = self.params + change",
         "        after = self.params",
         "engines/test_asynchronous.py",
     ),
     Bug(
         "the staleness of a sender is counted since the first merge",
-        "node.py",
+        "node/state_machine.py",
         "        self._merged_rounds[sender] = (self.round, round)",
         "        self._merged_rounds.setdefault(sender, (self.round, round))",
         "engines/test_asynchronous.py",
@@ -221,9 +221,9 @@ BUGS = (
     ),
     Bug(
         "session: frames of a sender wait without limit",
-        "node.py",
-        "if math.isinf(self.rules.inbox_bytes):",
-        "if math.isfinite(self.rules.inbox_bytes):",
+        "node/inbox.py",
+        "if math.isinf(self._rules.inbox_bytes):",
+        "if math.isfinite(self._rules.inbox_bytes):",
     ),
     Bug(
         "session: whoever is behind stays there",
@@ -333,8 +333,8 @@ BUGS = (
     ),
     Bug(
         "session: frames of another version of the roster have their weight",
-        "node.py",
-        "if r == newest.get(j, self.round) and frame.roster_version == roster_version:",
+        "node/state_machine.py",
+        "if r == newest.get(j, self.round) and frame.roster_version == version:",
         "if r == newest.get(j, self.round):",
     ),
     Bug(
