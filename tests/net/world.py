@@ -1137,8 +1137,8 @@ def check_refusal(world: World, node: int, fields: Mapping[str, Any]) -> None:
         return  # the roster of one is newer, or the asker is a new process; or a request was delayed
     if "a value of" in reason and "inflates" in world.hostile.values():
         return  # it merged such a value, which was not too large for it
-    if "no other member is known" in reason and {*world.roster.members} <= {node, peer, *world.hostile}:
-        return  # of two providers one is hostile, and a joiner cannot know which
+    if "no other member is known" in reason and world.hostile:
+        return  # the joiner asks the next provider, and then knows which of two claims to believe
     if "from experiment" in reason and any(event == "requesting state" for _, event, _ in world.reports[node]):
         return  # a second model, which comes when the node has one already
     if not strange and not world.said[peer] and not any(usual in reason for usual in USUAL_REFUSALS):
@@ -1224,7 +1224,7 @@ def _check_pace(world: World, node: int, process: Process) -> None:
     (how,) = world.hostile.values()
     first_s = HEAL_TIMEOUTS * TIMEOUT_S if how == "silent" else SUSPECT_AFTER * TIMEOUT_S
     round_s = 1.2 * max(world.schedule.train_s) + (TIMEOUT_S if how == "just in time" else 0.0)
-    least = min(world.schedule.rounds, int((world.now - first_s) / round_s) - 2)
+    least = min(world.schedule.rounds, int((world.now - first_s) / round_s) - 3)
     if process.toy.round < least:
         raise ViolationError(f"node {node} is in round {process.toy.round} of {least} at least, beside {how}")
 
@@ -1290,7 +1290,8 @@ def check_end(world: World) -> None:
         if process.failed:
             graph = process.toy.rules.topology.at(process.toy.round)
             late = {fault.node for fault in world.schedule.faults if fault.kind == "late_start"}
-            useless = {*world.hostile, *world.misfits, *late}
+            left = {peer for peer, said in enumerate(world.said) if said}
+            useless = {*world.hostile, *world.misfits, *late, *left}
             if world.schedule.nodes == 2 or {*graph.senders[node]} <= useless:
                 continue  # nobody else is there, or none yet, or none that could send it a model
             raise ViolationError(f"node {node} ended: {process.failed}")

@@ -28,6 +28,8 @@ PROVIDE_EVERY = 16
 ASK_AGAIN_S = 5.0
 AWAY_S = 15.0
 """Time limit for a provider whose connection broke, longer than the pause between two attempts."""
+LAST_AWAY_FACTOR = 4.0
+"""The last provider, which there is nobody to ask instead of, may be away for so many times as long."""
 
 
 def state_wire(digest: bytes, size: int) -> Wire:
@@ -51,7 +53,8 @@ class Joiner:
     """Request for a model, to one member after the other until one of them sends it.
 
     A provider that has not reached the round yet sends Hellos, and the joiner waits for it. The joiner asks the
-    next one if a provider does not answer in time, disconnects for long, ends, or is incompatible.
+    next one if a provider does not answer in time, disconnects for long, ends, or is incompatible. One that
+    disconnected is asked once more, after all others.
 
     Args:
         session: session of the node that needs a model.
@@ -75,6 +78,7 @@ class Joiner:
         self._wire = state_wire(wire.digest, session.handshake.dim)
         self._request = wire.pack(StateRequest(session.node.id, from_round))
         self._answers: dict[int, str] = {}
+        self._asked_again: set[int] = set()
         self._claimed: list[int] = []
         self._pending: Frame | None = None
         self._current: int | None = None
@@ -95,7 +99,7 @@ class Joiner:
 
     @property
     def _back_by(self) -> float:
-        max_away_s = min(AWAY_S, self._timeout_s / 4)
+        max_away_s = min(AWAY_S, self._timeout_s / 4) * (1 if self._left else LAST_AWAY_FACTOR)
         return self._away_from + max_away_s if self._away_from else float("inf")
 
     def review(self) -> None:
@@ -116,6 +120,9 @@ class Joiner:
             problem = (
                 "disconnected" if away else f"did not answer within {self._timeout_s:.0f} s; is it running?"
             )
+            if away and self._current not in self._asked_again:
+                self._asked_again.add(self._current)
+                self._left.append(self._current)
             self._give_up(problem)
         elif session.awake >= self._ask_at:
             self._ask()
@@ -135,6 +142,9 @@ class Joiner:
 
     def _next(self) -> bool:
         session = self._session
+        while self._left and session.peers[self._left[0]].state is State.INCOMPATIBLE:
+            peer = self._left.pop(0)
+            self._answers[peer] = f"is incompatible: {session.peers[peer].mismatch}"
         if not self._left:
             answers = "; ".join(f"{{{peer}}} {problem}" for peer, problem in self._answers.items())
             names = ", ".join(f"{{{peer}}}" for peer in self._all)
