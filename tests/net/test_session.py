@@ -204,6 +204,18 @@ def test_back_from_before_a_change_of_the_graph_a_node_asks_its_neighbours_of_to
     assert not events(world, 2, "no model")
 
 
+def test_a_joiner_asks_a_provider_that_was_away_again_and_no_incompatible_one() -> None:
+    faults = (
+        Fault(0.0, "other_version", 1, other=0),
+        Fault(0.28, "join", 2, other=1, seconds=12.15, how="bootstraps"),
+        Fault(5.68, "clock", 0, other=1, seconds=16.4, how="back"),  # restarts node 0 after that time
+    )
+    world = play(Schedule(51007493, 3, ring=True, train_s=(6.0, 2.0, 2.0), faults=faults))
+    asked = [fields["peer"] for _, event, fields in world.reports[2] if event == "requesting state"]
+    assert asked == [0, 0]
+    assert any(event == "bootstrapped" for _, event, _ in world.reports[2])
+
+
 @pytest.mark.parametrize("tenths", range(0, 40, 4))
 def test_a_full_queue_for_half_a_second_loses_nothing(tenths: int) -> None:
     play(with_faults(THREE, Fault(tenths / 10, "slow", 0, seconds=0.5, how="with a full queue")))
