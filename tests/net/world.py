@@ -1179,8 +1179,9 @@ def _is_excused(world: World, node: int, at: int, peer: int, reason: str) -> boo
         case "ahead":
             return world.furthest[peer] > at
         case "other roster":
-            there = world.processes[peer]
-            return world.changes and (there is None or there.version_at(at) != process.version_at(at))
+            there, assumed = world.processes[peer], process.rosters[0].from_round > at  # see _check_merge
+            differ = there is None or there.version_at(at) != process.version_at(at)
+            return world.changes and (assumed or differ)
         case State.SUSPECT:
             return known.timed_out > 0 or process.restored or misfit
         case State.SLOW:
