@@ -423,9 +423,16 @@ def test_targets_ratios_and_what_is_never_reached(done: Any) -> None:
     assert row["pairs"] == len(both)
     if both:
         assert row["bytes_ratio"] == pytest.approx(sum(a for a, _ in both) / sum(b for _, b in both))
+    assert (row["bytes_interval"] is None) == (len(both) < 2)
+    if len(both) == 2:
+        logs = [math.log(a / b) for a, b in both]
+        half = 12.7062 * abs(logs[0] - logs[1]) / 2  # Student's quantile, one degree of freedom
+        low, high = (math.exp(sum(logs) / 2 + sign * half) for sign in (-1, 1))
+        assert row["bytes_interval"] == pytest.approx([low, high], rel=1e-4)
     text = (done.folder / "table.md").read_text()
     assert "never" in text
     assert "## To each target" in text
+    assert "| bytes / baseline's [95 %] |" in text
     assert "## Sensitivity to train.optimizer.lr" in text
 
 

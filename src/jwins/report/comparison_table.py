@@ -188,7 +188,7 @@ def target_table(reached: Sequence[TargetOutcome], target: Target) -> Table:
     """Return the table of bytes, rounds and seconds to several targets, with ratios to a baseline's."""
     percent = is_percent(target.metric)
     head = ["variant", f"{target.metric} to reach", "reached", "bytes/node", "rounds", "seconds"]
-    head += ["bytes / baseline's", "seconds / baseline's", "baseline"]
+    head += ["bytes / baseline's [95 %]", "seconds / baseline's [95 %]", "baseline"]
     rows: list[list[str]] = []
     for row in reached:
         value = f"{row.target * 100:.1f} %" if percent else f"{row.target:.4g}"
@@ -201,12 +201,18 @@ def target_table(reached: Sequence[TargetOutcome], target: Target) -> Table:
                 NEVER if row.bytes_per_node is None else size(row.bytes_per_node),
                 NEVER if row.rounds is None else f"{row.rounds:.0f}",
                 NEVER if row.seconds is None else f"{row.seconds:.1f}",
-                NEVER if row.bytes_ratio is None else f"{row.bytes_ratio:.2f}{some}",
-                NEVER if row.seconds_ratio is None else f"{row.seconds_ratio:.2f}{some}",
+                _ratio_text(row.bytes_ratio, row.bytes_interval) + some,
+                _ratio_text(row.seconds_ratio, row.seconds_interval) + some,
                 row.baseline or NEVER,
             ]
         )
     return Table("targets", "To each target", head, rows, [asdict(row) for row in reached])
+
+
+def _ratio_text(ratio: float | None, interval: tuple[float, float] | None) -> str:
+    if ratio is None:
+        return NEVER
+    return f"{ratio:.2f}" if interval is None else f"{ratio:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
 _FINALS = ("variant", "seeds", "counted", "final", "final_sd", "reference", "difference", "difference_half")

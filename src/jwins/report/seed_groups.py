@@ -110,6 +110,8 @@ class TargetOutcome:
         pairs: seeds in which both reached it.
         bytes_ratio: bytes of this variant / bytes of the baseline, over those seeds; None without any.
         seconds_ratio: the same ratio for seconds.
+        bytes_interval: 95 % interval of ``bytes_ratio``; None for fewer than two pairs.
+        seconds_interval: the same interval for seconds.
     """
 
     variant: str
@@ -125,6 +127,8 @@ class TargetOutcome:
     pairs: int
     bytes_ratio: float | None
     seconds_ratio: float | None
+    bytes_interval: tuple[float, float] | None
+    seconds_interval: tuple[float, float] | None
 
 
 def target_outcomes(
@@ -138,6 +142,8 @@ def target_outcomes(
         own, other = _hits(group, target), {} if baseline is None else _hits(baseline, target)
         both = [(own[seed], other[seed]) for seed in own if seed in other]
         sent = [a[0] for a in own.values()]
+        sizes = [a[0] for a, _ in both], [b[0] for _, b in both]
+        times = [a[2] for a, _ in both], [b[2] for _, b in both]
         found.append(
             TargetOutcome(
                 variant=group.name,
@@ -151,8 +157,10 @@ def target_outcomes(
                 seconds=mean_of([a[2] for a in own.values()]),
                 baseline=None if baseline is None else baseline.name,
                 pairs=len(both),
-                bytes_ratio=_ratio([a[0] for a, _ in both], [b[0] for _, b in both]),
-                seconds_ratio=_ratio([a[2] for a, _ in both], [b[2] for _, b in both]),
+                bytes_ratio=_ratio(*sizes),
+                seconds_ratio=_ratio(*times),
+                bytes_interval=ratio_interval(*sizes),
+                seconds_interval=ratio_interval(*times),
             )
         )
     return found
@@ -169,6 +177,22 @@ def _hits(group: Group, target: Target) -> dict[int, tuple[float, float, float]]
 
 def _ratio(values: Sequence[float], others: Sequence[float]) -> float | None:
     return math.fsum(values) / math.fsum(others) if math.fsum(others) > 0 else None
+
+
+def ratio_interval(values: Sequence[float], others: Sequence[float]) -> tuple[float, float] | None:
+    """Return Student's 95 % interval of the ratio of positive numbers, from the mean logarithm over the pairs.
+
+    None for fewer than two pairs, or if a number is not positive.
+
+    >>> low, high = ratio_interval([2.0, 3.0, 2.5], [1.0, 1.2, 1.3])
+    >>> f"{low:.2f} to {high:.2f}"
+    '1.50 to 3.02'
+    """
+    if len(values) < 2 or min(*values, *others) <= 0:
+        return None
+    found = paired([math.log(value) for value in values], [math.log(other) for other in others])
+    assert found.half_width is not None
+    return math.exp(found.mean - found.half_width), math.exp(found.mean + found.half_width)
 
 
 def mean_of(values: Sequence[float]) -> float | None:
