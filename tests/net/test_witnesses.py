@@ -390,3 +390,13 @@ def test_other_kinds_of_keys_sign_too(kind: str, tmp_path: Path) -> None:
     assert is_signature(sign(file, b"text"), b"text", public)
     assert not is_signature(sign(file, b"text"), b"other", public)
     assert not is_signature(sign(file, b"text"), b"text", other.public_key)
+
+
+@pytest.mark.parametrize("kind", ["x25519", "dsa"])
+def test_a_member_whose_key_cannot_sign_ends_no_node(kind: str) -> None:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import dsa, x25519
+
+    key: Any = x25519.X25519PrivateKey.generate() if kind == "x25519" else dsa.generate_private_key(1024)
+    der, form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    assert not is_signature(bytes(64), b"text", key.public_key().public_bytes(der, form))

@@ -235,13 +235,12 @@ def sign(key_file: Path, data: bytes) -> bytes:
 
 def is_signature(signature: bytes, data: bytes, public_key: bytes) -> bool:
     """Return whether a signature of ``data`` was made with the private key of a public one, DER bytes."""
-    from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-    key: Any = load_der_public_key(public_key)
     try:
+        key: Any = load_der_public_key(public_key)
         key.verify(signature, data, *_scheme(key))
-    except InvalidSignature:
+    except Exception:  # not only InvalidSignature: a member's key may be of a kind that cannot sign
         return False
     return True
 
