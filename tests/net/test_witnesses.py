@@ -290,6 +290,32 @@ def test_a_node_that_has_merged_with_nobody_takes_no_model_beyond_the_rounds_it_
     assert (scene.node.round == at) == (at < 900)
 
 
+@pytest.mark.parametrize("hostile", [AHEAD, COMPANION])
+def test_a_member_that_understates_its_round_and_sends_no_model_ends_no_node(hostile: int) -> None:
+    """The other neighbour's model is of a round that two do not show; signed rounds show it afterwards."""
+    scene, at = RingScene(), 5000
+    honest = AHEAD + COMPANION - hostile
+    scene.connect(hostile, 10)
+    scene.connect(honest, at)
+    scene.pass_s(1)
+    scene.feed(ev.TrainingDone(0))
+    provided = pack_state(state_wire(b"testtest", scene.dim), honest, at, torch.ones(scene.dim)).data
+
+    def pass_on(seconds: int) -> None:
+        for _ in range(seconds):
+            if scene.session.joiner is not None and scene.session.joiner._current == honest:
+                scene.say(honest, provided)
+            scene.train_and_wait(1)
+
+    pass_on(200)
+    assert not scene.session.leaving
+    assert scene.messages(RoundRequest)[-1][0] == honest
+    signed = replace(scene.signed(at=at, member=(2, 4)[honest == COMPANION]), sender=honest)
+    scene.say(honest, signed)
+    pass_on(20)
+    assert scene.node.round >= at
+
+
 # --- In the simulated world -------------------------------------------------------------------------------
 
 

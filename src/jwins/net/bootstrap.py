@@ -80,6 +80,7 @@ class Joiner:
         self._answers: dict[int, str] = {}
         self._asked_again: set[int] = set()
         self._claimed: list[int] = []
+        self._too_late: set[int] = set()
         self._pending: Frame | None = None
         self._current: int | None = None
         self._until = self._ask_at = self._away_from = 0.0
@@ -157,13 +158,19 @@ class Joiner:
         return True
 
     def _end_without(self, reason: str) -> None:
-        """End without a model, unless it was needed only because of one of several neighbours."""
+        """End without a model.
+
+        A node that has begun goes on if it needed one only because of one of several neighbours, or if a model
+        was of a later round than the quorum showed: the quorum may have changed since.
+        """
         session = self._session
         session.joiner = None
         neighbours = session.node.rules.topology.at(session.node.round).senders[session.node.id]
-        if not self.at_start and len(self._all) == 1 < len(neighbours):
+        if not self.at_start and (self._too_late or len(self._all) == 1 < len(neighbours)):
             session.log("error", "no model", reason=reason)
-            session.peers[self._all[0]].settled = False
+            session.witnesses.forget()
+            for peer in set(self._all) - self._too_late:
+                session.peers[peer].settled = False
             return
         session.leaving = True
         session.out.append(ev.Failed(reason))
@@ -250,7 +257,11 @@ class Joiner:
         """
         if self._shown is not None:
             latest = self._shown + self._session.rounds.times.possible_rounds(self._session.now - self._since)
-            return f"it is of round {round}, and others were in round {self._shown}" if round > latest else ""
+            if round <= latest:
+                return ""
+            assert self._current is not None
+            self._too_late.add(self._current)
+            return f"it is of round {round}, and others were in round {self._shown}"
         peers = self._session.peers.items()
         known = [at.round for peer, at in peers if peer != self._current and at.greeted]
         most = max([*known, *self._claimed, self._from_round], default=0)
