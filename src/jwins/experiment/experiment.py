@@ -175,7 +175,7 @@ class Experiment(Settings):
             raise refuse("train.outer", train.outer.kind, problem)
         given = {"sharing.lr": signs, "train.outer": train.outer is not None, "train.balanced": train.balanced}
         if (name := next((name for name in given if given[name]), None)) and train.buffers == "shared":
-            problem = f'{name} would extrapolate statistics in buffers; write "local", or remove {name}'
+            problem = f'{name} would extrapolate the shared statistics; write "local", or remove {name}'
             raise refuse("train.buffers", train.buffers, problem)
 
     def _check_graph(self) -> None:

@@ -50,7 +50,7 @@ def encode(symbols: Symbols, runs: npt.NDArray[np.int64], first: int, data: Data
     Args:
         symbols: (k,).
         runs: lengths of the subbands, which sum to k.
-        first: prior probability of a nonzero symbol, of 2^16.
+        first: prior probability of a nonzero symbol, in units of 2^-16.
         data: output buffer.
 
     Returns:

@@ -199,7 +199,7 @@ def certificate_in(path: Path) -> Certificate:
     """Read the certificate in a file.
 
     Raises:
-        ConfigError: no such file, or not one certificate.
+        ConfigError: the file does not exist, or does not hold exactly one certificate.
     """
     try:
         text = path.read_bytes().decode(errors="replace")
@@ -212,7 +212,8 @@ def read_key(path: Path) -> bytes:
     """Return the public key, as DER bytes, of the private key in a file.
 
     Raises:
-        ConfigError: no such file, others may read it, or it is not a private key without a passphrase.
+        ConfigError: the file does not exist, other users may read it, it has a passphrase, or it holds no
+            private key.
     """
     from cryptography.hazmat.primitives import serialization
 

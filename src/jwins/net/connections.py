@@ -83,7 +83,7 @@ class Connections:
                 state.dial.set()
 
     async def admit(self, hello: ChannelHello, state: PeerState, address: str) -> None:
-        """Return if a new connection may replace a present one.
+        """Raise an error unless a new connection may replace the present one.
 
         Raises:
             PeerRefused: it may not.

@@ -21,7 +21,7 @@ def to_nearest(steps: Tensor, dead_zone: float = 0.5) -> Tensor:
     """Round numbers to symbols, with a dead zone around 0 and boundaries one step apart beyond it.
 
     The symbol is ``sign(x) * floor(|x| + 1 - dead_zone)``. At 1/2 this rounds to the nearest symbol, ties away
-    from zero. A wider zone costs some accuracy, and makes more zeros, which cost few bits: for a Laplacian
+    from zero. A wider zone is less accurate, but makes more zeros, which take few bits. For a Laplacian
     distribution and a given rate, boundaries of this form are best. Source: G. J. Sullivan, "Efficient Scalar
     Quantization of Exponential and Laplacian Random Variables", IEEE Trans. Inf. Theory 42(5), 1996.
 

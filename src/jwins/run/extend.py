@@ -68,14 +68,14 @@ def _check(experiment: Experiment, shorter: Experiment, folder: Path) -> None:
         problem = "was shared out over the rounds that there were; write noise_multiplier, which is kept"
         raise ConfigError("train.privacy.epsilon", privacy.epsilon, problem)
     for key, problem in (
-        ("consensus_rounds", "its consensus rounds followed the last round of training"),
-        ("eval_samples_early", "its last evaluations used more samples"),
+        ("consensus_rounds", "the consensus rounds followed the last round of training"),
+        ("eval_samples_early", "the last evaluations used more samples"),
     ):
         if getattr(run, key):
             raise ConfigError(
                 f"run.{key}",
                 getattr(run, key),
-                f"{problem}, which differs in a longer run; choose another folder",
+                f"{problem}, and a longer run ends later; choose another folder",
             )
     if not (folder / "metrics.jsonl").is_file():
         return

@@ -15,8 +15,8 @@ _BINARY = getattr(os, "O_BINARY", 0)
 def open_own(path: Path, *, new: bool = False, mode: int = 0o666) -> IO[bytes]:
     """Open a regular file for appending and reading; links are not followed.
 
-    A folder that was copied or unpacked may have a link in place of a file of the run, which would lead the
-    run to write elsewhere, or a pipe, which would make it wait forever.
+    A copied or unpacked folder may have something else in place of a file of the run. With a link the run would
+    write elsewhere. With a pipe it would wait forever.
 
     Args:
         path: the file; made if it does not exist.

@@ -1,4 +1,4 @@
-"""Step of a quantizer: fixed, proportional to a round's change by training, or set by a budget.
+"""Step of a quantizer: fixed, in proportion to the change by training, or set by a budget.
 
 Each node decides from its own measurements. A rule returns the *wanted* step, which an algorithm may round, for
 example to a power of two.

@@ -269,7 +269,7 @@ def images_by_owner(
     )
     if not len(test):
         raise DataError(
-            f"{task}: no owner has six images or more, and 10 % of fewer round to no image for testing; "
-            f"use the complete data set"
+            f"{task}: every owner has fewer than six images, so 10 % for testing is no image; use the "
+            "complete data set"
         )
     return train, test

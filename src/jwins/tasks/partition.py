@@ -151,8 +151,7 @@ class Dirichlet:
             raise ConfigError(
                 "task.partition.min_samples",
                 self.min_samples,
-                f"{num_nodes} nodes cannot each have this number of the {num_samples} training samples; use a "
-                f"smaller number",
+                f"{num_samples} training samples are too few for {num_nodes} nodes; use a smaller number",
             )
         classes, counts = np.unique(labels, return_counts=True)
         for _ in range(_DIRICHLET_DRAWS):

@@ -177,7 +177,10 @@ class TraitProbe:
         after_step = dict(model.named_parameters())
         for name in {**before_step, **after_step}:
             if before_step.get(name) is not after_step.get(name):
-                problem = "is replaced in a step; make all parameters in model(), and change their values only"
+                problem = (
+                    "is replaced by another object in a step; make all parameters in model(), then "
+                    "change only their values"
+                )
                 raise UsageError(f"parameter {name!r} {problem}")
         buffers = list(model.buffers())
         return ModelTraits(

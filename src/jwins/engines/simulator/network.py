@@ -128,7 +128,7 @@ class SimulatedNetwork:
     """Network that carries envelopes from node to node.
 
     Args:
-        in_order: as of :class:`SimulatedUplink`, for nodes that share before their last frame has left.
+        in_order: see :class:`SimulatedUplink`. Needed if nodes share before their last frame has left.
     """
 
     def __init__(self, links: Links, num_nodes: int, queue: EventQueue, *, in_order: bool = False) -> None:
