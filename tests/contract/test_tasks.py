@@ -940,7 +940,7 @@ def test_owners_with_few_images_cannot_be_tested(name: str, tmp_path: Path) -> N
         }
         write_parquet(tmp_path / f"{split}-0.parquet", columns)
     for _ in range(2):  # what is kept in the cache is refused as well
-        with pytest.raises(DataError, match=f"{name}: no owner has six images or more"):
+        with pytest.raises(DataError, match=f"{name}: every owner has fewer than six images"):
             make_task(name, data=tmp_path)
 
 

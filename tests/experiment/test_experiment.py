@@ -95,11 +95,11 @@ WRONG: list[tuple[list[str], str]] = [
     (["train.outer={lr=-1.0}"], "train.outer.lr = -1.0: expected a learning rate above 0"),
     (
         ["train.outer={}", "train.buffers=shared"],
-        "train.buffers = 'shared': train.outer would extrapolate statistics in buffers; write \"local\", or",
+        "train.buffers = 'shared': train.outer would extrapolate the shared statistics; write \"local\", or",
     ),
     (
         ["train.balanced=true", "train.buffers=shared"],
-        "train.buffers = 'shared': train.balanced would extrapolate statistics in buffers; write \"local\", or",
+        "train.buffers = 'shared': train.balanced would extrapolate the shared statistics; write \"local\", or",
     ),
     (["train.outer={kind='adam'}"], "train.outer.kind = 'adam': expected \"nesterov\""),
     (
@@ -116,7 +116,7 @@ WRONG: list[tuple[list[str], str]] = [
     ),
     (
         ["train.buffers=shared", "sharing={kind='demo', lr=0.01}"],
-        "train.buffers = 'shared': sharing.lr would extrapolate statistics in buffers; write \"local\", or",
+        "train.buffers = 'shared': sharing.lr would extrapolate the shared statistics; write \"local\", or",
     ),
     (["sharing={kind='demo'}"], "sharing.lr = <missing>: expected lr on a complete graph, as in the paper, or"),
     (["sharing={kind='demo', lr=0.1, gamma=0.5}"], "sharing.lr = 0.1: belongs to the outer step"),

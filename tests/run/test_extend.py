@@ -127,11 +127,11 @@ def test_what_cannot_be_made_longer_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ResumeError, match=r"holds another experiment \(sharing.gamma"):
         jwins.simulate(experiment(tmp_path / "a", 6, sharing=other), extend=True)
     jwins.simulate(experiment(tmp_path / "b", 4, run={"consensus_rounds": 2}))
-    with pytest.raises(ConfigError, match=r"run.consensus_rounds = 2: its consensus rounds followed"):
+    with pytest.raises(ConfigError, match=r"run.consensus_rounds = 2: the consensus rounds followed"):
         jwins.simulate(experiment(tmp_path / "b", 6, run={"consensus_rounds": 2}), extend=True)
     early = {"eval_samples_early": 10, "eval_last": 1}
     jwins.simulate(experiment(tmp_path / "c", 4, run=early))
-    with pytest.raises(ConfigError, match=r"run.eval_samples_early = 10: its last evaluations used more"):
+    with pytest.raises(ConfigError, match=r"run.eval_samples_early = 10: the last evaluations used more"):
         jwins.simulate(experiment(tmp_path / "c", 6, run=early), extend=True)
     cosine = {"local_steps": 1, "schedule": {"kind": "cosine"}}
     jwins.simulate(experiment(tmp_path / "e", 4, train=cosine))

@@ -1036,5 +1036,5 @@ class Growing(Replacing):
 
 @pytest.mark.parametrize(("build", "name"), [(Replacing, "inner.weight"), (Growing, "outer.weight")])
 def test_a_model_that_makes_parameters_in_a_step_is_refused(build, name):
-    with pytest.raises(UsageError, match=f"parameter '{name}' is replaced in a step; make all parameters in"):
+    with pytest.raises(UsageError, match=f"parameter '{name}' is replaced by another object in a step"):
         Trainer(Toy(build), [np.arange(30)], seed=1, local_steps=1, batch_size=4, optimizer=Optimizer())

@@ -62,7 +62,7 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     if given["outer"] is not None and isinstance(given["sharing"], NoLoCo):
         raise ConfigError("outer", given["outer"], "noloco has an outer step of its own; remove one of the two")
     if given["outer"] is not None and given["buffers"] == "shared":
-        problem = "the outer step would extrapolate statistics in buffers; use 'local', or remove outer"
+        problem = "the outer step would extrapolate the shared statistics; use 'local', or remove outer"
         raise ConfigError("buffers", given["buffers"], problem)
     if (
         given["mode"] == "async"
