@@ -1181,7 +1181,7 @@ def _is_excused(world: World, node: int, at: int, peer: int, reason: str) -> boo
         case "other roster":
             there, assumed = world.processes[peer], process.rosters[0].from_round > at  # see _check_merge
             # The frame of one that was restarted may be of the process before, with another version.
-            differ = there is None or there.restored or there.version_at(at) != process.version_at(at)
+            differ = there is None or peer in world.restarts or there.version_at(at) != process.version_at(at)
             return world.changes and (assumed or differ)
         case State.SUSPECT:
             return known.timed_out > 0 or process.restored or misfit
