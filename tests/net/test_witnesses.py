@@ -316,6 +316,18 @@ def test_a_member_that_understates_its_round_and_sends_no_model_ends_no_node(hos
     assert scene.node.round >= at
 
 
+@pytest.mark.parametrize("staleness", [None, Staleness(4)])
+def test_a_neighbour_far_beyond_the_shown_round_is_asked_for_its_model_last(
+    staleness: Staleness | None,
+) -> None:
+    scene = Scene(ring=6, staleness=staleness)
+    scene.connect(AHEAD, 5000)
+    scene.connect(COMPANION, 300)
+    scene.now += 1.0
+    scene.feed(ev.TrainingDone(0))
+    assert [asked["peer"] for asked in scene.told("requesting state")] == [COMPANION]
+
+
 # --- In the simulated world -------------------------------------------------------------------------------
 
 

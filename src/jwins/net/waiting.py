@@ -12,7 +12,7 @@ from torch import Tensor
 from jwins.net.bootstrap import Joiner
 from jwins.net.neighbour_timeout import SUSPECT_AFTER
 from jwins.net.peer_session import Signal, State
-from jwins.node import PeerUp, Rejoin, Tick, TimedOut
+from jwins.node import MAX_ROUNDS_AHEAD, PeerUp, Rejoin, Tick, TimedOut
 
 if TYPE_CHECKING:
     from jwins.net.session import Session
@@ -115,6 +115,8 @@ class Waiting:
         there = session.node.rules.topology.at(others).senders[session.node.id]
         connected = [peer for peer in there if session.peers[peer].is_introduced]
         providers = [peer for peer in ahead if peer in there] or connected or ahead
+        # A model of a round so late would be refused.
+        providers.sort(key=lambda peer: session.peers[peer].round > others + MAX_ROUNDS_AHEAD)
         session.joiner = Joiner(session, tuple(providers), at + 1, shown=others)
         session.joiner.review()
 
