@@ -82,7 +82,7 @@ def test_toml_may_write_the_paths_as_tables(tmp_path: Path) -> None:
     [
         (
             "[tune]\nkey = 'run.rounds'\nvalues = [1]\ngrid = { 'train.local_steps' = [1] }",
-            "is tuned by key and values; move it",
+            "is given, too; move key",
         ),
         ("[tune]\nbudget = 3\n", "budget = 3: needs a grid; add one, or remove budget"),
         ("[tune.grid]\n'train.local_steps' = [1, 1]\n", "has a value twice; remove one"),

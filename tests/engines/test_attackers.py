@@ -142,7 +142,7 @@ def test_targets_that_are_no_labels_cannot_be_flipped() -> None:
             return torch.nn.Linear(2, 1)
 
     with pytest.raises(
-        ConfigError, match=r"faults.form = 'label_flip': the task's targets are not labels; remove it"
+        ConfigError, match=r"faults.form = 'label_flip': the task's targets are not labels; remove this setting"
     ):
         local_changes(experiment("label_flip"), Plain())
 

@@ -143,7 +143,7 @@ def test_resuming_goes_on_where_the_checkpoint_was_taken(tmp_path: Path) -> None
 def test_a_log_that_is_shorter_than_the_checkpoint_remembers_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     (size,) = write(path, [START])
-    with pytest.raises(DataError, match=f"{size} bytes, but the checkpoint was taken at {size + 1}"):
+    with pytest.raises(DataError, match=f"{size} bytes, but the checkpoint needs the first {size + 1}"):
         MetricsLog(path, keep_bytes=size + 1)
     assert list(read_rows(path)) == [START]
 

@@ -218,7 +218,7 @@ class Comparison(Settings):
         return next((other for other in named if other.group == variant.group), None)
 
     def _check_alike(self, index: int, variant: Variant) -> None:
-        """Refuse variants that their settings alone make incomparable, before anything runs."""
+        """Refuse a variant whose settings make it incomparable to the first, before anything runs."""
         first = self.variants[0]
         keys = {"wire.codec": "codec", "train.batch_size": "batches", "train.local_steps": "batches"}
         keys |= {"task.label_noise": "data", "task.feature_shift": "data", "train.balanced": "batches"}

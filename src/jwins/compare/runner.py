@@ -95,7 +95,7 @@ def _compare(
     unchanged, noted = TaskChangeCheck(), False
 
     def report_on(of: CellProgress) -> None:
-        """Check the first row of each run at once, not after all have ended, and pass the progress on."""
+        """Pass the progress on, and check the first row of a run as soon as it is written."""
         nonlocal noted
         cell = cells[of.cell]
         if of.cell not in starts and (start := _start_of(cell)) is not None:

@@ -46,7 +46,7 @@ class _Tried(Settings):
 
     def _different(self) -> Self:
         if self.grid and self.key is not None:
-            problem = f"key = {self.key!r} is tuned by key and values; move it into grid, or remove grid"
+            problem = f"key = {self.key!r} is given, too; move key and values into grid, or remove grid"
             raise refuse("grid", list(self.grid), problem)
         if self.budget is not None and not self.grid:
             raise refuse("budget", self.budget, "needs a grid; add one, or remove budget")

@@ -176,7 +176,7 @@ class EvalResult:
     Attributes:
         metrics: values by metric and node.
         own: the same on the nodes' own test samples; nodes without any are left out.
-        early: values on the samples of early evaluations, by metric and node; ``own_<metric>``, too.
+        early: the same on the samples of early evaluations. ``own_<metric>`` is on the nodes' own samples.
         losses: mean training loss of each node's last round.
         squares: squared distance of each node to the average model.
         of_average: metrics of the average model, from the node group that tested it.

@@ -80,7 +80,7 @@ DECODE_APART_FROM = 8192
 
 @dataclass(frozen=True, eq=False)
 class Envelope:
-    """A message under way: a reference that a driver passes on unopened.
+    """A message under way, which a driver passes on without decoding it.
 
     Attributes:
         number: number of the message, unique in a run.

@@ -1,4 +1,4 @@
-"""The k largest magnitudes by radix: exact, in three passes over the vector, ties to the lower position."""
+"""Exact choice of the k largest magnitudes by radix, in three passes; ties go to the lower position."""
 
 from __future__ import annotations
 

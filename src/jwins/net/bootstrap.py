@@ -29,7 +29,7 @@ ASK_AGAIN_S = 5.0
 AWAY_S = 15.0
 """Time limit for a provider whose connection broke, longer than the pause between two attempts."""
 LAST_AWAY_FACTOR = 4.0
-"""The last provider, which there is nobody to ask instead of, may be away for so many times as long."""
+"""Factor on this limit for the last provider, because nobody else can be asked."""
 
 
 def state_wire(digest: bytes, size: int) -> Wire:

@@ -86,7 +86,7 @@ class Connections:
         """Raise an error unless a new connection may replace the present one.
 
         Raises:
-            PeerRefused: it may not.
+            PeerRefused: the present connection stays.
         """
         while (link := state.link) is not None:
             if link.instance == hello.instance:

@@ -432,7 +432,7 @@ class RealTimeDriver:
             self.journal.error("no checkpoint", round=round, problem=error.strerror or str(error))
 
     def _keep_cut(self, peer: int, reason: str) -> None:
-        """Write a cut; on a full disk it holds until this process ends."""
+        """Write to the folder that a peer is cut off. If the disk is full, the cut ends with this process."""
         try:
             self._cuts.add(self.names[peer], reason)
         except OSError as error:

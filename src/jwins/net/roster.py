@@ -334,7 +334,7 @@ def providers_of(roster: Roster, me: Member, names: Sequence[str]) -> list[int]:
 
 
 def plain(fingerprint: str) -> str:
-    """Return a fingerprint as 64 lower-case digits; it may have capitals, colons or a prefix."""
+    """Return a fingerprint as 64 lower-case digits, without the capitals, colons or prefix that it may have."""
     return re.sub(r"^sha-?256[:=]", "", fingerprint.strip().lower()).replace(":", "").replace(" ", "")
 
 
@@ -342,7 +342,7 @@ def split_address(path: str, address: str) -> tuple[str, int]:
     """Return host and port of an address such as ``10.0.0.7:7420`` or ``[fd00::7]:7420``.
 
     Raises:
-        ConfigError: it is not one.
+        ConfigError: the text is not such an address.
 
     >>> split_address("address", "[::1]:7420")
     ('::1', 7420)

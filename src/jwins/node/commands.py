@@ -46,7 +46,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RequestKeyframe:
-    """Send ``packed``, a request for its keyframe, to ``to``."""
+    """Ask the node ``to`` for its keyframe; ``packed`` is the request."""
 
     to: int
     packed: Packed

@@ -35,7 +35,7 @@ def bytes_by_kind(group: Group) -> dict[str, float]:
 
 
 def kinds_sent(groups: Sequence[Group]) -> list[str]:
-    """Return the kinds of bytes of at least one variant; all kinds if nothing was sent."""
+    """Return the kinds of bytes that any variant sent; all kinds if nothing was sent."""
     found = [bytes_by_kind(group) for group in groups]
     return [kind for kind in KIND_COLOURS if any(kinds[kind] > 0 for kinds in found)] or list(KIND_COLOURS)
 

@@ -246,7 +246,7 @@ def local_changes(experiment: Experiment, task: Task) -> dict[int, LocalChange]:
         ("task.label_noise", config.label_noise),
     ):
         if value and labels is None:
-            raise ConfigError(path, value, "the task's targets are not labels; remove it")
+            raise ConfigError(path, value, "the task's targets are not labels; remove this setting")
     if labels is not None:
         classes = int(labels.max()) + 1
         for node in range(count):

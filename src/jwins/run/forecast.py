@@ -259,7 +259,7 @@ def _extrapolated(
     per_degree = degree / many.degree if many.degree else 1.0
 
     def line(value: Callable[[Calibration], float], at: float) -> float:
-        """Extrapolate two measurements linearly, or in proportion if the line would be negative for 0 nodes."""
+        """Extrapolate two measurements linearly; in proportion to the nodes if 0 nodes would be below 0."""
         most = value(many) / many.nodes
         apart = many.nodes - few.nodes
         slope = min(max(0.0, (value(many) - value(few)) / apart), most) if apart else most

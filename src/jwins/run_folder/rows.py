@@ -203,8 +203,8 @@ class MetricsLog:
         if size < keep_bytes:
             self._file.close()
             raise DataError(
-                f"{path}: {size} bytes, but the checkpoint was taken at {keep_bytes}; the file was cut: "
-                f"restore it, or remove the folder and run again"
+                f"{path}: {size} bytes, but the checkpoint needs the first {keep_bytes}; restore the file, "
+                "or remove the folder and run again"
             )
         self._file.truncate(keep_bytes)
         self._file.seek(0, os.SEEK_END)

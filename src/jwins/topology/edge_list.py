@@ -18,8 +18,8 @@ class EdgeList(Undirected):
     """The connected graph that a text file lists: two node numbers per line.
 
     Node numbers start at 0 and are separated by blanks, a comma or both. ``#`` starts a comment. An edge
-    that is listed twice, in either direction, counts once. The first line may be the number of nodes alone,
-    as decentralizepy writes it. The file is read when the object is built.
+    that is listed twice, in either direction, counts once. The first line may hold only the number of nodes, as
+    in files of decentralizepy. The file is read when the object is built.
 
     Args:
         num_nodes: N.

@@ -271,8 +271,8 @@ class Trainer:
         for node, at in rounds.items():
             if node not in self._shuffles or at < 0:
                 raise UsageError(
-                    f"Trainer.train: node {node}, round {at}: expected one of the {len(self.nodes)} nodes from "
-                    f"{self.nodes[0]} to {self.nodes[-1]} that are here, and a round of at least 0"
+                    f"Trainer.train: node {node}, round {at}: this trainer has {len(self.nodes)} nodes from "
+                    f"{self.nodes[0]} to {self.nodes[-1]}, and a round is at least 0; use one of each"
                 )
         losses: dict[int, float] = {}
         threads = 1 if self.traits.training else self.threads

@@ -134,7 +134,7 @@ class Paper:
         """Decode an update of this process; bytes of another one raise CodecError before they are read."""
         if not fpzip.is_own(data):
             raise CodecError(
-                "paper: this process did not encode these bytes recently, and fpzip is not safe on others"
+                "paper: fpzip is safe only on bytes that this process encoded recently, and these are others"
             )
         return _decode(data, dim, fpzip)
 

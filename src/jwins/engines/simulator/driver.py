@@ -178,7 +178,7 @@ class SimulatedDriver:
         recorder: recorder of measurements; None keeps them in memory.
         on_progress: called after every step of the driver.
         stop: called after every step; True ends the run with a checkpoint.
-        stop_rule: rule that ends the run by its evaluations; None for the number of rounds alone.
+        stop_rule: rule that may end the run early, by its evaluations; None for no such rule.
         on_evaluation: called with each new evaluation and its models; None for nothing.
         startup_s: real seconds before the start, for the last row.
         call_all: calls several node groups; by default one after the other.
