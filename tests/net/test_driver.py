@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import torch
@@ -88,3 +89,12 @@ def test_a_graph_drawn_anew_each_round(wires: Wires) -> None:
     expected = world.simulate()
     for node, outcome in run_all(world, wires).items():
         assert torch.equal(outcome.params, expected.params[node]), f"node {node}"
+
+
+def test_the_time_in_which_the_machine_was_suspended_counts(
+    wires: Wires, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others have completed rounds meanwhile, and the node must believe them."""
+    before_s = World(2).driver(0, wires).session.now
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: before_s + 3600.0 * (clock == time.CLOCK_BOOTTIME))
+    assert World(2).driver(1, wires).session.now >= before_s + 3600.0

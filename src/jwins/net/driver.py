@@ -214,7 +214,7 @@ class RealTimeDriver:
             cut=self._cuts.of(self.names),
             signatures=signatures,
         )
-        self.session = Session(HostedNode(group), settings, time.monotonic())
+        self.session = Session(HostedNode(group), settings, _now())
         self._start, self._stop, self._farewell = start, stop, farewell
         self._flush_s, self._changes = flush_s, changes
         self._on_progress, self._on_evaluated = on_progress, on_evaluated
@@ -302,7 +302,7 @@ class RealTimeDriver:
             return self._outcome("removed" if self._removed else "interrupted")
         finally:
             if self.session.end is None:
-                self._carry_out(self.session.leave(farewell, time.monotonic()))
+                self._carry_out(self.session.leave(farewell, _now()))
             self.transport.close(self._flush_s)
             self._worker.close(wait=self._training is None or self._training[1].done())
             self.recorder.close()
@@ -324,7 +324,7 @@ class RealTimeDriver:
             dim = self.session.handshake.dim
             self.journal.info("started", rounds=self.rules.rounds, parameters=dim)
         self._state_memory()
-        return self.session.start(time.monotonic(), resumed=resume)
+        return self.session.start(_now(), resumed=resume)
 
     def _state_memory(self) -> None:
         """Log the memory that the exchange will take, and warn if it is not free."""
@@ -340,21 +340,21 @@ class RealTimeDriver:
         if (change := self._changes(self.round + 1)) is not None:
             self._removed = self.node in change.removed
             self._deliver(ev.MembersChanged(change))
-        due = min(self.session.wait_until, time.monotonic() + MAX_POLL_S)
+        due = min(self.session.wait_until, _now() + MAX_POLL_S)
         trained = self._training is not None and self._training[1].done()
-        event = self.transport.poll(0.0 if trained else max(0.0, due - time.monotonic()))
+        event = self.transport.poll(0.0 if trained else max(0.0, due - _now()))
         if event is not None:
             self._deliver(event)
         if self._training is not None and self._training[1].done():
             self._on_trained()
-        now = time.monotonic()
+        now = _now()
         if now >= min(self.session.wait_until, self._ticked + MAX_POLL_S):
             self._ticked = now
             self._deliver(ev.TimePassed())
         self._report_progress()
 
     def _deliver(self, event: ev.Event) -> None:
-        self._carry_out(self.session.handle(event, time.monotonic()))
+        self._carry_out(self.session.handle(event, _now()))
 
     def _carry_out(self, commands: list[ev.Command]) -> None:
         for command in commands:
@@ -462,6 +462,14 @@ class RealTimeDriver:
         rows, edges = self.recorder.rows, self.session.traffic.edges()
         skipped = self.session.skipped_rounds
         return NodeOutcome(status, self.round, rows, params, refused, self.timed_out, edges, skipped)
+
+
+def _now() -> float:
+    """Return seconds on a clock that also runs while the machine is suspended, where the system has one.
+
+    Otherwise a node that was suspended would take the round that others reached meanwhile for impossible.
+    """
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _evaluate(
