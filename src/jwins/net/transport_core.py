@@ -121,7 +121,7 @@ class TransportCore:
                 state.last_error = error
 
     def count(self, peer: int, reason: str) -> None:
-        """Count a refusal of a member."""
+        """Count that something of a member was refused."""
         self.note(peer, reason)
         if (state := self.peers.get(peer)) is not None:
             with self.changed:
@@ -129,7 +129,7 @@ class TransportCore:
             self._warn(f"peer={peer}", kind, reason, state.refused[kind])
 
     def count_stranger(self, reason: str, address: str) -> None:
-        """Count a refusal of a peer that is not authenticated."""
+        """Count that a peer was refused that is not authenticated."""
         with self.changed:
             kind = tally(self.strangers, reason)
         self._warn("stranger", kind, f"{reason}; last from {address}", self.strangers[kind])

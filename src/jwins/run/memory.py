@@ -80,7 +80,7 @@ def trained_parameters(task: Task) -> tuple[int, list[Tensor]]:
 
 
 def exchange_of(experiment: Experiment, dim: int) -> ExchangeMemory:
-    """Return the memory of the exchange of the node with the most neighbours in the first round."""
+    """Return the memory that an exchange takes at the node with the most neighbours in the first round."""
     senders = build_topology(experiment, of_all=True).at(0).senders
     return ExchangeMemory.of(build_sharing(experiment), dim, max(map(len, senders)))
 

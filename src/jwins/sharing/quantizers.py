@@ -60,7 +60,7 @@ class UniformQuantizer:
         if self.rounding != "nearest":
             for name, value, none in (("dead_zone", self.dead_zone, 0.5), ("offset", self.offset, 0.0)):
                 if value != none:
-                    problem = f"would bias rounding = {self.rounding!r}; remove it"
+                    problem = f"applies only to rounding = 'nearest', not {self.rounding!r}; remove it"
                     raise ConfigError(f"sharing.values.{name}", value, problem)
 
     def __call__(self, values: Tensor, subbands: tuple[int, ...], ctx: RoundContext) -> Quantized:

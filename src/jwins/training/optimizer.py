@@ -267,7 +267,7 @@ def optimizer_step(built: torch.optim.Optimizer, first: bool, lr: float | None =
 
 
 def _eager_step(built: torch.optim.Optimizer) -> None:
-    """Take torch's step without what torch has around it for its profiler and for ``torch.compile``."""
+    """Take torch's step without the wrappers for its profiler and for ``torch.compile``."""
     with torch.no_grad():
         inspect.unwrap(type(built).step)(built)
 

@@ -239,7 +239,7 @@ class RemoteFrame:
 
     @property
     def key(self) -> FrameKey:
-        """Return the frame's key for actors."""
+        """Return the key by which actors find the frame."""
         return self.home.number, self.serial
 
     def __del__(self) -> None:
