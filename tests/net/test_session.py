@@ -148,6 +148,13 @@ def test_a_pause_of_this_process_is_no_silence_of_others() -> None:
     assert not events(world, 0, "suspect")
 
 
+def test_a_node_that_is_forty_times_slower_keeps_merging() -> None:
+    world = World(Schedule(3, 3, train_s=(40.0, 1.0, 1.0)))
+    world.run(1200.0)
+    newest = max(at for at, merged in world.merges[0].items() if merged)
+    assert newest > max(world.merges[1]) - 400, "it has merged in the last minutes"
+
+
 def test_a_member_that_claims_to_be_far_ahead_makes_no_node_jump() -> None:
     for how in ("far ahead", "early frames"):
         faults = (Fault(0.0, "hostile", 2, how=how), Fault(0.0, "late_start", 1, seconds=1.5))

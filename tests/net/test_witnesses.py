@@ -293,7 +293,7 @@ def test_a_node_that_has_merged_with_nobody_takes_no_model_beyond_the_rounds_it_
 @pytest.mark.parametrize("hostile", [AHEAD, COMPANION])
 def test_a_member_that_understates_its_round_and_sends_no_model_ends_no_node(hostile: int) -> None:
     """The other neighbour's model is of a round that two do not show; signed rounds show it afterwards."""
-    scene, at = RingScene(), 5000
+    scene, at = RingScene(), 50_000
     honest = AHEAD + COMPANION - hostile
     scene.connect(hostile, 10)
     scene.connect(honest, at)

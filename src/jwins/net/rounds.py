@@ -30,8 +30,9 @@ PROBE_EVERY = 8
 MAX_INFLATED = 3
 """Number of frames with inflated values after which a peer is cut; a single one may be damage."""
 
-PACE_FACTOR = 10.0
-"""Largest plausible speed of others relative to this node; later rounds are not believed."""
+PACE_FACTOR = 100.0
+"""Largest plausible speed of others relative to this node; later rounds are not believed. A node that is slower
+than this trains alone."""
 
 
 @dataclass(frozen=True, slots=True)
