@@ -98,3 +98,9 @@ def test_the_time_in_which_the_machine_was_suspended_counts(
     before_s = World(2).driver(0, wires).session.now
     monkeypatch.setattr(time, "clock_gettime", lambda clock: before_s + 3600.0 * (clock == time.CLOCK_BOOTTIME))
     assert World(2).driver(1, wires).session.now >= before_s + 3600.0
+
+
+def test_a_system_without_such_a_clock_has_another(wires: Wires, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("clock_gettime", "CLOCK_BOOTTIME", "CLOCK_MONOTONIC"):
+        monkeypatch.delattr(time, name)
+    assert World(2).driver(0, wires).session.now <= time.monotonic()

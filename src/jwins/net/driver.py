@@ -469,7 +469,8 @@ def _now() -> float:
 
     Otherwise a node that was suspended would take the round that others reached meanwhile for impossible.
     """
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
 def _evaluate(
