@@ -153,6 +153,8 @@ class Joiner:
             return False
         self._current = self._left.pop(0)
         self._until, self._away_from = session.awake + self._timeout_s, 0.0
+        if self._current in self._asked_again:
+            self.on_disconnected(self._current)  # still, unless it is back
         session.log("info", "requesting state", peer=self._current, from_round=self._from_round)
         self._ask()
         return True
@@ -195,7 +197,8 @@ class Joiner:
 
     def on_disconnected(self, peer: int) -> None:
         """Handle the end of a connection."""
-        if peer == self._current and not self._away_from:
+        is_away = not self._session.peers[peer].connected
+        if peer == self._current and is_away and not self._away_from:
             self._away_from = self._session.awake or 1e-9
 
     def on_hello(self, peer: int) -> None:
