@@ -42,6 +42,7 @@ class Scene:
         ring: int = 0,
         rounds: int = ENDLESS,
         staleness: Staleness | None = None,
+        begins: bool = True,
         **settings: Any,
     ) -> None:
         self.dim, self.now = dim, 0.0
@@ -55,7 +56,8 @@ class Scene:
         )
         self.sent: list[ev.Transmit] = []
         self.reports: list[ev.LogLine] = []
-        self.take(self.session.start(self.now))
+        if begins:
+            self.take(self.session.start(self.now))
 
     def take(self, commands: list[ev.Command]) -> None:
         for command in commands:
@@ -421,3 +423,24 @@ def test_a_member_that_answers_just_in_time_slows_its_neighbours_by_a_bounded_fa
             "the timeout of the others did not grow, nor much that of the slow one"
         )
         assert process.toy.round > 120.0 / (1.2 * TIMEOUT_S)
+
+
+def test_a_restart_keeps_the_time_since_the_last_merge() -> None:
+    """The others' round is possible for a node that stood still for hours, and was then started again."""
+    before = Scene()
+    for peer in (HOSTILE, HONEST):
+        before.connect(peer)
+    for _ in range(5):
+        before.now += 1.0
+        before.end_round(HOSTILE, HONEST)
+    before.now += 3600.0
+    before.feed(ev.TimePassed())
+    after = Scene(begins=False)
+    after.node.restore(before.node.snapshot())
+    after.session.restore(before.session.snapshot(before.now))
+    after.take(after.session.start(after.now, resumed=True))
+    for peer in (HOSTILE, HONEST):
+        after.connect(peer, 3600)
+    after.now += 1.0
+    after.feed(ev.TrainingDone(5))
+    assert after.node.round == 3600

@@ -148,6 +148,7 @@ class SessionState:
         round_s: duration of a round.
         saved_at: Unix time, from which the possible progress of others is estimated.
         left: those of ``suspect`` that had said Bye; as this node begins again, they may, too.
+        merged: the round of the last merge with each peer, and the seconds since.
     """
 
     now: float
@@ -162,6 +163,7 @@ class SessionState:
     round_s: float = 0.0
     saved_at: float = 0.0
     left: frozenset[int] = frozenset()
+    merged: Mapping[int, tuple[int, float]] = field(default_factory=dict)
 
 
 class Session:
@@ -323,6 +325,7 @@ class Session:
             self.rounds.times.round_s,
             saved_at,
             frozenset(peer for peer, known in every if known.state is State.LEFT),
+            {peer: (known.merged_in, self.now - known.merged_at) for peer, known in every},
         )
 
     def restore(self, state: SessionState, down_s: float = 0.0) -> None:
@@ -340,12 +343,12 @@ class Session:
                 at: BufferedFrame(f.packed, f.purpose, False, f.counted and not f.sent) for at, f in frames
             }
             known.refused = state.refused[peer]
-            known.merged_at -= down_s
+            known.merged_in, since_s = state.merged.get(peer, (self.node.round, 0.0))
+            known.merged_at -= since_s + down_s
             known.ever_connected = peer in state.ever_connected
             if peer in state.suspect - state.left:
                 known.state = State.SUSPECT
         self._may_return = state.left
-        self.began_in(self.node.round)
 
     def began_in(self, round: int) -> None:
         """Count the rounds that peers can have reached from the one in which this node began."""
