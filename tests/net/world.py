@@ -1284,17 +1284,28 @@ def healed(world: World) -> bool:
     return True
 
 
+def _abandoned(world: World) -> set[int]:
+    """Return the nodes that ended, all of whose neighbours were hostile, unfit, late, gone or such nodes."""
+    late = {fault.node for fault in world.schedule.faults if fault.kind == "late_start"}
+    useless = {*world.hostile, *world.misfits, *late, *(peer for peer, said in enumerate(world.said) if said)}
+    abandoned: set[int] = set()
+    for _ in world.processes:  # each time those whose neighbours were found before
+        for node, process in enumerate(world.processes):
+            if process is not None and process.failed:
+                senders = process.toy.rules.topology.at(process.toy.round).senders[node]
+                if {*senders} <= useless | abandoned:
+                    abandoned.add(node)
+    return abandoned
+
+
 def check_end(world: World) -> None:
     """Check the invariants that hold long after the last fault."""
+    abandoned = _abandoned(world)
     for node, process in enumerate(world.processes):
         if process is None or node in world.hostile:
             continue
         if process.failed:
-            graph = process.toy.rules.topology.at(process.toy.round)
-            late = {fault.node for fault in world.schedule.faults if fault.kind == "late_start"}
-            left = {peer for peer, said in enumerate(world.said) if said}
-            useless = {*world.hostile, *world.misfits, *late, *left}
-            if world.schedule.nodes == 2 or {*graph.senders[node]} <= useless:
+            if world.schedule.nodes == 2 or node in abandoned:
                 continue  # nobody else is there, or none yet, or none that could send it a model
             raise ViolationError(f"node {node} ended: {process.failed}")
         for peer in range(world.schedule.nodes):
