@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import os
@@ -11,8 +12,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from attackers import forge
@@ -21,6 +25,7 @@ from members import DEADLINE_S, NAMES, Node, forked, free_port, member, roster_o
 from jwins.errors import ConfigError, UsageError
 from jwins.net import channel, uplink_scheduler
 from jwins.net.limits import Limits
+from jwins.net.listener import Listener
 from jwins.net.roster import Member, Roster
 from jwins.net.sockets import listening_sockets
 from jwins.net.transport import TlsTransport
@@ -621,3 +626,31 @@ def test_a_forked_process_has_no_part_in_ports_and_connections(
         alice.poll_until(lambda: alice.messages(1) == [b"still here"], "a message")
         alice.transport.close()
         make(roster, 0).until_connected(1)
+
+
+def test_a_connection_that_is_accepted_at_the_very_end_is_closed() -> None:
+    """Its task is cancelled before it runs at all."""
+
+    async def accept_one() -> bytes:
+        core: Any = SimpleNamespace(
+            loop=asyncio.get_running_loop(),
+            pending=Counter(),
+            limits=SimpleNamespace(pending=9, pending_per_address=9),
+        )
+
+        def spawn(work: Any) -> asyncio.Task[None]:
+            task = core.loop.create_task(work)
+            task.cancel()
+            return task
+
+        core.spawn = spawn
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            listening.setblocking(False)
+            accepting = asyncio.create_task(Listener(core, None).accept(listening))  # type: ignore[arg-type]
+            reader, writer = await asyncio.open_connection(*listening.getsockname())
+            found = await asyncio.wait_for(reader.read(1), 10.0)
+            writer.close()
+            accepting.cancel()
+        return found
+
+    assert asyncio.run(accept_one()) == b""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from functools import partial
 
 from jwins.errors import PeerError
 from jwins.net.channel import VERSION, Begin, Channel, ChannelHello, Control, Go, PeerRefused, Ping, Pong, Sunk
@@ -45,7 +46,8 @@ class Listener:
                 self._core.count_stranger("too many connections at once", host)
                 continue
             self._core.pending[host] += 1
-            self._core.spawn(self._answer(sock, host, f"{host}:{address[1]}"))
+            task = self._core.spawn(self._answer(sock, host, f"{host}:{address[1]}"))
+            task.add_done_callback(partial(_close_if_cancelled, sock))
 
     async def _answer(self, sock: socket.socket, host: str, address: str) -> None:
         writer: asyncio.StreamWriter | None = None
@@ -154,3 +156,9 @@ class Listener:
         finally:
             state.probed = False
             channel.end()
+
+
+def _close_if_cancelled(sock: socket.socket, task: asyncio.Task[None]) -> None:
+    """Close the socket of a task that was cancelled, perhaps before it ran at all."""
+    if task.cancelled():
+        sock.close()
