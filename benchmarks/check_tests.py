@@ -222,8 +222,8 @@ BUGS = (
     Bug(
         "session: frames of a sender wait without limit",
         "node/inbox.py",
-        "if math.isinf(self._rules.inbox_bytes):",
-        "if math.isfinite(self._rules.inbox_bytes):",
+        "if math.isinf(self._rules.inbox_bytes) or",
+        "if math.isfinite(self._rules.inbox_bytes) or",
     ),
     Bug(
         "session: whoever is behind stays there",

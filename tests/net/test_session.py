@@ -223,6 +223,18 @@ def test_a_joiner_asks_a_provider_that_was_away_again_and_no_incompatible_one() 
     assert any(event == "bootstrapped" for _, event, _ in world.reports[2])
 
 
+def test_late_frames_do_not_keep_out_the_frame_that_a_node_waits_for() -> None:
+    """After a silence of one direction four late frames came first; the two then waited for each other."""
+    faults = (
+        Fault(0.01, "silence", 0, other=1, seconds=39.54),
+        Fault(2.62, "slow", 1, other=0, seconds=4.98, how="with a full queue"),
+        Fault(5.95, "clock", 0, other=1, seconds=0.09, how="back"),
+    )
+    world = play(Schedule(90005441, 2, faults=faults))
+    at = [process.toy.round for process in world.processes if process is not None]
+    assert max(at) - min(at) <= 1
+
+
 @pytest.mark.parametrize("tenths", range(0, 40, 4))
 def test_a_full_queue_for_half_a_second_loses_nothing(tenths: int) -> None:
     play(with_faults(THREE, Fault(tenths / 10, "slow", 0, seconds=0.5, how="with a full queue")))

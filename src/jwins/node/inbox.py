@@ -112,8 +112,8 @@ class Inbox:
 
     def _over_budget(self, frame: Frame, round: int) -> str | None:
         """Return why no further frame of a sender may wait for a merge, or None."""
-        if math.isinf(self._rules.inbox_bytes):
-            return None
+        if math.isinf(self._rules.inbox_bytes) or (frame.round == round and self._is_neighbour(frame)):
+            return None  # the node waits for this frame, however many late ones came before it
         if not self._rules.asynchronous and frame.round < round - MAX_ROUNDS_AHEAD:
             return f"{round - frame.round} rounds old; at most {MAX_ROUNDS_AHEAD} are accepted"
         waiting = [f for (sender, at), f in self.frames.items() if sender == frame.sender and at != frame.round]
