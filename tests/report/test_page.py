@@ -704,7 +704,9 @@ def test_several_targets_and_baselines(compared: Path, tmp_path: Path) -> None:
         ]
         for slug in ("jwins", "random")
     )
-    ratio = sum(sum(r["traffic"].values()) for r in own) / sum(sum(r["traffic"].values()) for r in other)
+    ratio = statistics.geometric_mean(
+        sum(a["traffic"].values()) / sum(b["traffic"].values()) for a, b in zip(own, other, strict=True)
+    )
     assert rows[0][-3].startswith(f"{ratio:.2f} [")
     assert tables["Further metrics"][1][:2] == ["loss", "full sharing"]
     assert "train.optimizer.lr" in tables["Tuning: tried values, as the comparison recorded it"][1]

@@ -108,7 +108,8 @@ class TargetOutcome:
         bytes_per_node: bytes sent until then, None if none reached it.
         baseline: variant that ratios refer to, None without one or if it is this one.
         pairs: seeds in which both reached it.
-        bytes_ratio: bytes of this variant / bytes of the baseline, over those seeds; None without any.
+        bytes_ratio: bytes of this variant / bytes of the baseline, geometric mean over those seeds; None
+            without any, or if a run sent none.
         seconds_ratio: the same ratio for seconds.
         bytes_interval: 95 % interval of ``bytes_ratio``; None for fewer than two pairs.
         seconds_interval: the same interval for seconds.
@@ -142,8 +143,8 @@ def target_outcomes(
         own, other = _hits(group, target), {} if baseline is None else _hits(baseline, target)
         both = [(own[seed], other[seed]) for seed in own if seed in other]
         sent = [a[0] for a in own.values()]
-        sizes = [a[0] for a, _ in both], [b[0] for _, b in both]
-        times = [a[2] for a, _ in both], [b[2] for _, b in both]
+        sizes, sizes_interval = geometric_ratio([a[0] for a, _ in both], [b[0] for _, b in both])
+        times, times_interval = geometric_ratio([a[2] for a, _ in both], [b[2] for _, b in both])
         found.append(
             TargetOutcome(
                 variant=group.name,
@@ -157,10 +158,10 @@ def target_outcomes(
                 seconds=mean_of([a[2] for a in own.values()]),
                 baseline=None if baseline is None else baseline.name,
                 pairs=len(both),
-                bytes_ratio=_ratio(*sizes),
-                seconds_ratio=_ratio(*times),
-                bytes_interval=ratio_interval(*sizes),
-                seconds_interval=ratio_interval(*times),
+                bytes_ratio=sizes,
+                seconds_ratio=times,
+                bytes_interval=sizes_interval,
+                seconds_interval=times_interval,
             )
         )
     return found
@@ -175,24 +176,23 @@ def _hits(group: Group, target: Target) -> dict[int, tuple[float, float, float]]
     }
 
 
-def _ratio(values: Sequence[float], others: Sequence[float]) -> float | None:
-    return math.fsum(values) / math.fsum(others) if math.fsum(others) > 0 else None
+def geometric_ratio(
+    values: Sequence[float], others: Sequence[float]
+) -> tuple[float | None, tuple[float, float] | None]:
+    """Return the geometric mean of the ratios of paired numbers, and Student's 95 % interval of it.
 
+    The interval is that of the mean logarithm; None for fewer than two pairs. Both are None without pairs, or
+    if a number is not positive.
 
-def ratio_interval(values: Sequence[float], others: Sequence[float]) -> tuple[float, float] | None:
-    """Return Student's 95 % interval of the ratio of positive numbers, from the mean logarithm over the pairs.
-
-    None for fewer than two pairs, or if a number is not positive.
-
-    >>> low, high = ratio_interval([2.0, 3.0, 2.5], [1.0, 1.2, 1.3])
-    >>> f"{low:.2f} to {high:.2f}"
-    '1.50 to 3.02'
+    >>> ratio, (low, high) = geometric_ratio([2.0, 3.0, 2.5], [1.0, 1.2, 1.3])
+    >>> f"{ratio:.2f} [{low:.2f}, {high:.2f}]"
+    '2.13 [1.50, 3.02]'
     """
-    if len(values) < 2 or min(*values, *others) <= 0:
-        return None
+    if not values or min(*values, *others) <= 0:
+        return None, None
     found = paired([math.log(value) for value in values], [math.log(other) for other in others])
-    assert found.half_width is not None
-    return math.exp(found.mean - found.half_width), math.exp(found.mean + found.half_width)
+    mean, half = found.mean, found.half_width
+    return math.exp(mean), None if half is None else (math.exp(mean - half), math.exp(mean + half))
 
 
 def mean_of(values: Sequence[float]) -> float | None:
