@@ -17,6 +17,7 @@ import pytest
 
 import doc_blocks
 from jwins.errors import UsageError
+from jwins.experiment.plugins import ALGORITHMS
 from jwins.run.launch import free_ports
 from jwins.run_folder.archive import find, read_text
 from jwins.sharing import choco, closed_loop, full, jwins, random_k, stateless, top_k
@@ -166,6 +167,12 @@ def test_every_page_is_in_the_index() -> None:
     missing = [name(page) for page in pages if page not in linked and page.parent.name != "api"]
     assert not missing, f"docs/index.md does not link {', '.join(missing)}"
     assert len(pages) > 20
+
+
+def test_the_page_of_algorithms_has_every_kind() -> None:
+    page = (ROOT / "docs/reference/algorithms.md").read_text(encoding="utf-8")
+    table = page.partition("## All algorithms")[2].partition("## Baselines")[0]
+    assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == {"kind", *ALGORITHMS}
 
 
 def test_every_page_is_in_its_kinds_index() -> None:

@@ -17,7 +17,7 @@ its own rounding error does not return to it. The difference that this makes to 
 in l and returned slowly, when the errors have averaged out. With residual_rate = 1, without the wavelet and the
 entropy coding it is DCD-PSGD (Tang et al., "Communication Compression for Decentralized Training", NeurIPS
 2018) and, with gamma, CHOCO-SGD (Koloskova et al., ICML 2019) with another compressor. See
-docs/explanation/rate-distortion.md.
+docs/explanation/closed-loop.md.
 """
 
 from __future__ import annotations

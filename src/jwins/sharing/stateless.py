@@ -12,7 +12,7 @@ With "carry", the rounding error is carried over to the next round, as in DeepSq
 modulation. The errors of a round cancel those of the round before: if all updates arrive, their sum stays
 within half a step. With "dither", sender and receivers draw z from the same seed. The error v - c is uniform
 within half a step, unbiased and independent of the coefficients (Schuchman, 1964), but errors accumulate, and
-small coefficients take more bits. See docs/explanation/rate-distortion.md.
+small coefficients take more bits. See docs/explanation/closed-loop.md.
 """
 
 from __future__ import annotations
