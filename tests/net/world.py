@@ -1306,6 +1306,8 @@ def check_end(world: World) -> None:
         if process is None or node in world.hostile:
             continue
         if process.failed:
+            if process.failed == "removed" and node not in world.roster.members:
+                continue  # its process has not ended yet
             if world.schedule.nodes == 2 or node in abandoned:
                 continue  # nobody else is there, or none yet, or none that could send it a model
             raise ViolationError(f"node {node} ended: {process.failed}")
