@@ -597,6 +597,29 @@ def test_folder_of_another_comparison_is_refused(done: comparing.ComparisonResul
         compare(done.comparison.model_copy(update={"variants": variants}), jobs=1)
 
 
+def test_tables_without_runs_do_not_replace_those_of_another_experiment(
+    write: Write, done: comparing.ComparisonResult, tmp_path: Path
+) -> None:
+    shutil.copytree(done.folder, tmp_path / "out")
+    table = (tmp_path / "out" / "table.md").read_text()
+    with pytest.raises(ResumeError, match=r"full-sharing.seed-1: .*\(run\.rounds = 4 there, 5 here\)"):
+        comparing.summarize(write("", "run.rounds=5"), partial=True)
+    assert (tmp_path / "out" / "table.md").read_text() == table
+
+
+def test_tables_say_which_runs_they_are_without(
+    write: Write, done: comparing.ComparisonResult, tmp_path: Path
+) -> None:
+    shutil.copytree(done.folder, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "full-sharing" / "seed-2")
+    found = comparing.summarize(write('sharing = { kind = "jwins", levels = 3 }\n'), partial=True)
+    assert found.notes == [
+        "3 runs have not ended, or not begun; the tables are without: full sharing, seed 2; JWINS.",
+        "JWINS: seed-1 holds another experiment (sharing.levels = 4 there, 3 here).",
+    ]
+    assert [line.variant for line in found.table] == ["full sharing", "random 20 %"]
+
+
 def test_fingerprints_are_compared(done: comparing.ComparisonResult) -> None:
     """Fingerprints show changes that settings cannot, such as a data set that changed between two runs."""
     cells = {(cell.variant.name, cell.seed): Record.read(cell.folder) for cell in done.comparison.cells()}

@@ -13,7 +13,7 @@ from jwins.compare.comparability import TaskChangeCheck, check_comparable, versi
 from jwins.compare.comparison import Cell, Comparison, Variant
 from jwins.compare.plan import Plan, Trial, ended, plan, target_of
 from jwins.compare.setting_paths import setting_text, setting_texts
-from jwins.errors import DataError
+from jwins.errors import DataError, ResumeError
 from jwins.experiment.toml import write_toml
 from jwins.report.chart import save, save_figure
 from jwins.report.colours import styles_of
@@ -24,6 +24,7 @@ from jwins.report.pareto_chart import pareto_chart
 from jwins.report.seed_groups import Group, Target, deviation, target_outcomes
 from jwins.report.summary_rows import SummaryRow, summary_row
 from jwins.run.builders import mean_local_steps, raw_bytes_per_node
+from jwins.run.folder import folder_state
 from jwins.run_folder.archive import beside
 from jwins.run_folder.record import Record, flat_rows, samples_note
 
@@ -71,10 +72,12 @@ def summarize(comparison: Comparison, *, partial: bool = False, only: Collection
     Raises:
         DataError: a cell has not been run.
         ConfigError: variants are not comparable.
+        ResumeError: no run has ended, and a folder holds another experiment.
     """
     found = plan(comparison, unconfirmed=partial)
     cells = [cell for cell in comparison.cells(found.chosen) if cell.variant.name in found.chosen]
     records: dict[tuple[str, int], Record] = {}
+    others: dict[str, tuple[Cell, ResumeError]] = {}
     for cell in cells:
         record = ended(cell)
         if record is None and not partial and not only:
@@ -82,6 +85,13 @@ def summarize(comparison: Comparison, *, partial: bool = False, only: Collection
             raise DataError(f"{cell.folder}: this run has not ended; continue with `jwins compare`")
         if record is not None:
             records[cell.variant.name, cell.seed] = record
+            continue
+        try:
+            folder_state(cell.experiment, cell.folder)
+        except ResumeError as error:
+            others.setdefault(cell.variant.name, (cell, error))
+    if others and not records:  # tables without a run would replace those of the other experiment
+        raise next(error for _, error in others.values())
     undecided = [v.name for v in comparison.variants if v.name not in found.chosen]
     if undecided and not partial and not only:
         raise DataError(f"{comparison.folder}: tuning of {undecided[0]!r} has not ended; run `jwins compare`")
@@ -92,8 +102,15 @@ def summarize(comparison: Comparison, *, partial: bool = False, only: Collection
         if record is not None:
             unchanged.check(cell, record.start)
     groups = _groups(comparison, cells, records)
-    missing = len(comparison.variants) * len(comparison.compare.seeds) - len(records)
-    return _written(comparison, found, groups, missing)
+    missing = {
+        variant.name: [seed for seed in comparison.compare.seeds if (variant.name, seed) not in records]
+        for variant in comparison.variants
+    }
+    notes = [_missing_note(missing, len(comparison.compare.seeds))] if any(missing.values()) else []
+    for name, (cell, error) in others.items():
+        why = str(error).removeprefix(f"{cell.folder}: ").partition("; ")[0]  # without folder and remedies
+        notes.append(f"{name}: {cell.folder.name} {why}.")
+    return _written(comparison, found, groups, sum(map(len, missing.values())), notes)
 
 
 def _groups(
@@ -115,7 +132,19 @@ def _groups(
     return groups
 
 
-def _written(comparison: Comparison, found: Plan, groups: list[Group], missing: int) -> ComparisonResult:
+def _missing_note(missing: Mapping[str, Sequence[int]], seeds: int) -> str:
+    count = sum(map(len, missing.values()))
+    without = []
+    for name, own in missing.items():
+        some = f", seed{'s' if len(own) > 1 else ''} {', '.join(map(str, own))}" if len(own) < seeds else ""
+        without += [f"{name}{some}"] if own else []
+    have = "runs have" if count != 1 else "run has"
+    return f"{count} {have} not ended, or not begun; the tables are without: {'; '.join(without)}."
+
+
+def _written(
+    comparison: Comparison, found: Plan, groups: list[Group], missing: int, notes: list[str]
+) -> ComparisonResult:
     settings, folder = comparison.settings, beside(comparison.folder)
     by_name = {group.name: group for group in groups}
 
@@ -148,7 +177,7 @@ def _written(comparison: Comparison, found: Plan, groups: list[Group], missing: 
     if groups and settings.also:
         further.append(metrics_table(with_reference, settings.also, settings.final_over))
     further += _tuning_tables(comparison, found)
-    notes = list(_notes(comparison, found, by_name, missing))
+    notes += _notes(comparison, found, by_name)
     first = groups[0].records[0].start if groups else None
     about = {
         "name": comparison.name,
@@ -210,10 +239,7 @@ def _own_settings(comparison: Comparison, found: Plan, variant: Variant) -> dict
     return {key: value for key, value in chosen.items() if shared is None or key not in shared.keys}
 
 
-def _notes(comparison: Comparison, found: Plan, groups: Mapping[str, Group], missing: int) -> Iterator[str]:
-    if missing:
-        have = "runs have" if missing != 1 else "run has"
-        yield f"{missing} {have} not ended, or not begun; the tables are without."
+def _notes(comparison: Comparison, found: Plan, groups: Mapping[str, Group]) -> Iterator[str]:
     rule, on = comparison.rule, comparison.tuned_on
     if rule.shared is not None and on is not None and on.name in found.chosen:
         chosen = [f"{key} = {setting_text(found.chosen[on.name][key])}" for key in rule.shared.keys]
