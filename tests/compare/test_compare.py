@@ -830,11 +830,17 @@ def test_a_seed_that_diverged_has_no_final_value_and_is_marked(done: comparing.C
     assert line.difference == pytest.approx(-0.1)
     assert line.difference_seeds == 2
     assert table_cells(line, percent=True)[1] == "80.0 ± 14.1 % (2/3)"
+    reference = summary_row(whole, Target("accuracy", 0.3), full=whole)
+    apart = table_cells(line, percent=True, reference=reference)[8]
+    assert apart.endswith("] (2)")
+    assert not table_cells(replace(line, counted=3, difference_seeds=3), percent=True, reference=reference)[
+        8
+    ].endswith(")")
     further = metrics_table([(group, whole)], ["accuracy"])
-    assert further.rows[0][2:] == ["80.0 ± 14.1 % (2/3)", table_cells(line, percent=True)[8]]
+    assert further.rows[0][2:] == ["80.0 ± 14.1 % (2/3)", apart]
     (lost,) = summary_rows([Group("x", "jwins", (bad,), (400.0,))], Target("accuracy", 0.8), full=None)
     assert (lost.counted, lost.bytes_per_node) == (0, 100.0)
-    assert table_cells(lost, percent=True)[1] == "—"
+    assert table_cells(lost, percent=True)[1:3] == ["—", "—"]
     assert (whole.diverged, group.diverged) == ("", "1 of 3 diverged")
     drawing = figure([whole, group], None, metric="accuracy")
     (curve,) = (line for line in drawing.axes[0].get_lines() if line.get_label() == "x (1 of 3 diverged)")

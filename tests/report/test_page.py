@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,10 @@ from jwins.errors import ConfigError, DataError, UsageError
 from jwins.report.bar_charts import PartitionCounts, partition_chart
 from jwins.report.chart import as_svg, drawing_style, save
 from jwins.report.colours import KIND_COLOURS, THEME, styles_of
+from jwins.report.comparison_table import page_table
 from jwins.report.headline import verdict
 from jwins.report.page import render, write_page
+from jwins.report.page_tables import savings_notes
 from jwins.report.seed_groups import Target
 from jwins.report.studies import Study, StudyVariant, _direction, gather
 from jwins.report.templating import templates
@@ -219,7 +222,7 @@ def test_the_savings_table_says_what_the_raw_metrics_say(compared: Path, page: s
             )
 
         sent = [sum(rows[-1]["traffic"].values()) / nodes for _, rows, _ in mine]
-        assert cell["bytes/node"] == size(statistics.fmean(sent))
+        assert cell["bytes/node"] == ("—" if "diverged" in ends else size(statistics.fmean(sent)))
         uncompressed = [4 * start["dim"] * 3 * rows[-1]["round"] for start, rows, _ in mine]  # degree 3
         if sum(uncompressed):
             assert cell["saving vs raw"] == f"{(1 - sum(sent) / sum(uncompressed)) * 100:.1f} %"
@@ -955,6 +958,17 @@ def parts_study(**parts: int) -> Study:
 
 
 @pytest.mark.usefixtures("unseen_figures")
+def test_a_difference_over_fewer_seeds_is_not_said_to_be_that_of_the_final_values() -> None:
+    full = group("full sharing", "full", [record([0.1, 0.5 + 0.1 * s], seed=s) for s in (1, 2, 3)])
+    some = group("JWINS", "jwins", [record([0.1, 0.5 + 0.1 * s], seed=s) for s in (1, 2)])
+    same = replace(full, name="again", algorithm="top_k")
+    assert "final values as shown" in savings_notes(study([full, same]))
+    assert "in brackets the number of seeds" in savings_notes(study([full, some, same]))
+    table = page_table(study([full, some]).table(), Target("accuracy", 0.5))
+    difference = table.head.index("difference to full sharing [95 %]")
+    assert table.rows[1][difference] == "0.0 [0.0, 0.0] (2)"
+
+
 def test_kinds_of_bytes_that_nobody_sent_are_left_out() -> None:
     text, charts = render([parts_study(values=3, positions=1)])
     table = Page(text).tables["Bytes per node by content, mean over seeds"]

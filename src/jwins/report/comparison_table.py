@@ -102,7 +102,7 @@ def table_cells(line: SummaryRow, *, percent: bool, reference: SummaryRow | None
     return [
         line.variant + (f" ({line.tuned})" if line.tuned else ""),
         _final(line, percent=percent),
-        size(line.bytes_per_node),
+        size(line.bytes_per_node) if line.counted else NEVER,
         share(line.saving_raw),
         NEVER if line.saving_codec is None else share(line.saving_codec),
         to_target(line.bytes_to_target, size),
@@ -124,7 +124,13 @@ def _difference(line: SummaryRow, reference: SummaryRow | None, *, percent: bool
     if line.difference is None:
         return NEVER
     stated = shown_difference(line, reference, percent=percent)
-    return difference_text(line.difference, line.difference_half, percent=percent, stated=stated)
+    text = difference_text(line.difference, line.difference_half, percent=percent, stated=stated)
+    return text if reference is None or of_all_seeds(line, reference) else f"{text} ({line.difference_seeds})"
+
+
+def of_all_seeds(line: SummaryRow, reference: SummaryRow) -> bool:
+    """Return whether a difference is over the same seeds as the final values of both variants."""
+    return line.difference_seeds == line.counted == reference.counted
 
 
 def shown_difference(line: SummaryRow, reference: SummaryRow | None, *, percent: bool) -> float | None:
@@ -133,7 +139,7 @@ def shown_difference(line: SummaryRow, reference: SummaryRow | None, *, percent:
     Returns:
         The difference, or None if the final values are means over other seeds.
     """
-    if reference is None or not line.difference_seeds == line.counted == reference.counted:
+    if reference is None or not of_all_seeds(line, reference):
         return None
     if not math.isfinite(line.final - reference.final):
         return None

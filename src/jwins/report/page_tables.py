@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from jwins.report.bar_charts import bytes_by_kind, kinds_sent
 from jwins.report.colours import KIND_COLOURS
-from jwins.report.comparison_table import Table, metrics_table, target_table
+from jwins.report.comparison_table import Table, metrics_table, of_all_seeds, target_table
 from jwins.report.curve_charts import YAxis, means
 from jwins.report.formatting import (
     NEVER,
@@ -53,9 +53,15 @@ def savings_notes(study: Study) -> str:
     ]
     if any(line.counted < line.seeds for line in table):
         sentences.append("Runs that diverged have no final value, and their bytes are not counted.")
-    if any(line.difference is not None for line in table):
+    by_name = {line.variant: line for line in table}
+    paired = [line for line in table if line.difference is not None]
+    if paired:
+        alike = all(of_all_seeds(line, by_name[line.reference or ""]) for line in paired)
         sentences.append(
             "Difference: of the final values as shown, paired by seed, with a 95 % interval (Student’s t)."
+            if alike
+            else "Difference: paired by seed, with a 95 % interval (Student’s t); in brackets the number of "
+            "seeds, where a final value is over others."
         )
     if study.has_target:
         sentences.append(describe_target(study.target))
