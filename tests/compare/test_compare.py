@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import pytest
 
+import jwins
 from jwins import compare as comparing
 from jwins import sharing
 from jwins.compare import compare, workers
@@ -431,6 +432,17 @@ def test_files_hold_the_table(done: comparing.ComparisonResult) -> None:
     assert (done.folder / "jwins" / "experiment.toml").is_file()
 
 
+def test_a_variant_s_experiment_runs_beside_the_comparison(done: comparing.ComparisonResult) -> None:
+    alone = jwins.load(done.folder / "jwins" / "experiment.toml")
+    assert alone.name == "tiny: JWINS" == done.groups[2].records[0].start.name
+    assert (
+        alone.folder
+        != done.comparison.model_copy(
+            update={"compare": done.comparison.compare.model_copy(update={"folder": None})}
+        ).folder
+    )
+
+
 def test_latex_escapes_what_it_would_take_for_commands() -> None:
     text = latex(["a_b", "50 %"], [["[x] R&D", "-1.2 [-3.2, +0.8]"], ["top-k", "1 ± 2"], ["{\\}", "~^#$ 1e-3"]])
     assert text.splitlines() == [
@@ -476,6 +488,13 @@ def test_relative_targets(done: comparing.ComparisonResult) -> None:
         assert again.target is not None
         assert again.target.value == pytest.approx(value)
     comparing.summarize(done.comparison)  # the files as the other tests expect them
+
+
+def test_a_target_names_fraction_and_variant_as_they_are(done: comparing.ComparisonResult) -> None:
+    found = target_of(CompareConfig(), TargetConfig(way=0.995), "full, 20% or so", done.groups[0].records)
+    assert found.meaning == "99.5 % of the way of full, 20% or so from start to end"
+    found = target_of(CompareConfig(), TargetConfig(fraction=0.29), "x", done.groups[0].records)
+    assert found.meaning == "29 % of the final value of x"
 
 
 # --- Going on ---------------------------------------------------------------------------------------------

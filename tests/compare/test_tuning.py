@@ -429,6 +429,10 @@ def test_targets_ratios_and_what_is_never_reached(done: Any) -> None:
         half = 12.7062 * abs(logs[0] - logs[1]) / 2  # Student's quantile, one degree of freedom
         low, high = (math.exp(sum(logs) / 2 + sign * half) for sign in (-1, 1))
         assert row["bytes_interval"] == pytest.approx([low, high], rel=1e-4)
+    with (done.folder / "targets.csv").open(newline="") as file:
+        line = list(csv.DictReader(file))[rows.index(row)]
+    ends = [line["bytes_interval_low"], line["bytes_interval_high"]]
+    assert [float(end) if end else None for end in ends] == list(row["bytes_interval"] or (None, None))
     text = (done.folder / "table.md").read_text()
     assert "never" in text
     assert "## To each target" in text

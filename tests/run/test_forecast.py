@@ -115,6 +115,14 @@ def test_a_graph_that_changes_is_planned_with_one_that_does(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("in_this_process")
+def test_rounds_with_other_numbers_of_edges_are_all_counted(tmp_path: Path) -> None:
+    wanted = experiment(tmp_path / "run", nodes={"count": 24, "participation": 0.3}, sharing={"kind": "full"})
+    result = jwins.simulate(wanted)
+    sent = result.record.evaluations[-1].traffic.total
+    assert forecast(wanted).total_bytes == pytest.approx(sent, rel=0.02)
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_what_is_wrong_is_said_as_by_a_run(tmp_path: Path) -> None:
     class Unlabelled(Task):
         def __init__(self) -> None:

@@ -286,11 +286,14 @@ class Comparison(Settings):
             if self.rule.eval_samples is not None:
                 run |= {"eval_samples": self.rule.eval_samples, "eval_samples_early": None}
         run["folder"] = folder / f"seed-{seed}"
-        name = f"{self.name}: {variant.name}".replace("/", "-")
-        if not is_folder_name(name):
-            name = variant.slug
-        experiment = variant.experiment.changed(settings).changed({"name": name, "run": run})
+        changes = {"name": self.run_name(variant), "run": run}
+        experiment = variant.experiment.changed(settings).changed(changes)
         return Cell(variant, seed, experiment, dict(settings), tuning, to_end)
+
+    def run_name(self, variant: Variant) -> str:
+        """Return the name of a variant's runs, which is also that of a folder."""
+        name = f"{self.name}: {variant.name}".replace("/", "-")
+        return name if is_folder_name(name) else variant.slug
 
     def tuning_rounds(self, variant: Variant) -> int:
         """Return the number of rounds of a variant's tuning runs."""

@@ -426,9 +426,9 @@ def target_of(settings: CompareConfig, wanted: TargetConfig, name: str, full: Se
         return Target(settings.metric, math.nan, bool(settings.lower_is_better), f"{name} has not been run")
     start, final = start_and_end(full, settings.metric, settings.final_over)
     if wanted.fraction is not None:
-        value, meaning = final * wanted.fraction, f"{wanted.fraction:.0%} of the final value of {name}"
+        value, meaning = final * wanted.fraction, f"{100 * wanted.fraction:.4g} % of the final value of {name}"
     else:
         assert wanted.way is not None
         value = start + wanted.way * (final - start)
-        meaning = f"{wanted.way:.0%} of the way of {name} from start to end"
-    return Target(settings.metric, value, bool(settings.lower_is_better), meaning.replace("%", " %"))
+        meaning = f"{100 * wanted.way:.4g} % of the way of {name} from start to end"
+    return Target(settings.metric, value, bool(settings.lower_is_better), meaning)

@@ -91,7 +91,7 @@ def summarize(comparison: Comparison, *, partial: bool = False, only: Collection
         except ResumeError as error:
             others.setdefault(cell.variant.name, (cell, error))
     if others and not records:  # tables without a run would replace those of the other experiment
-        raise next(error for _, error in others.values())
+        raise next(other for _, other in others.values())
     undecided = [v.name for v in comparison.variants if v.name not in found.chosen]
     if undecided and not partial and not only:
         raise DataError(f"{comparison.folder}: tuning of {undecided[0]!r} has not ended; run `jwins compare`")
@@ -107,8 +107,8 @@ def summarize(comparison: Comparison, *, partial: bool = False, only: Collection
         for variant in comparison.variants
     }
     notes = [_missing_note(missing, len(comparison.compare.seeds))] if any(missing.values()) else []
-    for name, (cell, error) in others.items():
-        why = str(error).removeprefix(f"{cell.folder}: ").partition("; ")[0]  # without folder and remedies
+    for name, (cell, other) in others.items():
+        why = str(other).removeprefix(f"{cell.folder}: ").partition("; ")[0]  # without folder and remedies
         notes.append(f"{name}: {cell.folder.name} {why}.")
     return _written(comparison, found, groups, sum(map(len, missing.values())), notes)
 
@@ -125,7 +125,7 @@ def _groups(
             for cell, record in zip(own, of, strict=True)
         )
         if of:
-            steps = mean_local_steps(variant.experiment.train.model_dump())
+            steps = mean_local_steps(variant.experiment.model_dump(include={"train", "nodes"}))
             groups.append(
                 Group(variant.name, getattr(variant.experiment.sharing, "kind", "own"), of, raw, steps)
             )
@@ -367,7 +367,8 @@ def _save_configs(comparison: Comparison, found: Plan) -> None:
         folder = comparison.folder / variant.slug
         if variant.name not in found.chosen or not folder.is_dir():
             continue
-        experiment = variant.experiment.changed(found.chosen[variant.name])
+        chosen = variant.experiment.changed(found.chosen[variant.name])
+        experiment = chosen.changed({"name": comparison.run_name(variant)})  # whose default folder is not ours
         tables = experiment.resolved(folder)
         del tables["run"]["seed"], tables["run"]["folder"]
         (folder / "experiment.toml").write_text(write_toml(tables), encoding="utf-8")

@@ -328,10 +328,22 @@ def save_tables(
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    if rows:
-        writer.writerow(rows[0])
-    writer.writerows([[_cell(value) for value in row.values()] for row in rows])
+    flat = [_without_intervals(row) for row in rows]
+    if flat:
+        writer.writerow(flat[0])
+    writer.writerows([[_cell(value) for value in row.values()] for row in flat])
     write_atomically(path, buffer.getvalue().encode())
+
+
+def _without_intervals(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with two numbers in place of an interval, which is no number for spreadsheets."""
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if name.endswith("_interval"):
+            flat[f"{name}_low"], flat[f"{name}_high"] = value or (None, None)
+        else:
+            flat[name] = value
+    return flat
 
 
 def _cell(value: Any) -> Any:

@@ -376,7 +376,7 @@ def _variants(found: Sequence[_Found]) -> list[StudyVariant]:
             name = f"{name} [{runs[0].record.folder.name}]"
         records = tuple(sorted((run.record for run in runs), key=lambda record: record.start.seed))
         raw = tuple(_raw_bytes(record, runs[0].tables) for record in records)
-        steps = mean_local_steps(runs[0].tables.get("train", {}))
+        steps = mean_local_steps(runs[0].tables)
         sharing = runs[0].tables.get("sharing")
         algorithm = str(sharing.get("kind", "own")) if isinstance(sharing, Mapping) else "own"
         variants.append(StudyVariant(Group(name, algorithm, records, raw, steps), runs[0].tables))

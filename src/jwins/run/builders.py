@@ -328,17 +328,27 @@ def write_partition(folder: Path, task: Task, partition: Sequence[npt.NDArray[np
         write_atomically(path, save({"node": holder}))
 
 
+def sends(experiment: Experiment, rounds: int) -> int:
+    """Return the number of frames times recipients of all nodes, without faults."""
+    topology = build_topology(experiment)
+    return sum(len(recipients) for r in range(rounds) for recipients in topology.at(r).recipients)
+
+
 def raw_bytes_per_node(experiment: Experiment, dim: int, rounds: int) -> float:
     """Return the bytes of full sharing of raw float32: 4 per parameter and recipient, mean over nodes."""
-    topology = build_topology(experiment)
-    sends = sum(len(recipients) for r in range(rounds) for recipients in topology.at(r).recipients)
-    return 4.0 * dim * sends / experiment.nodes.count
+    return 4.0 * dim * sends(experiment, rounds) / experiment.nodes.count
 
 
-def mean_local_steps(train: Mapping[str, Any]) -> float | None:
-    """Return the mean number of local steps over nodes, from ``[train]``; None if it depends on more."""
+def mean_local_steps(tables: Mapping[str, Any]) -> float | None:
+    """Return the mean number of local steps of a round over nodes; None if samples, speeds or draws decide it.
+
+    Args:
+        tables: an experiment's ``train`` and ``nodes``. Samples decide the steps with ``local_epochs``, speeds
+            with ``balanced``, and the draw of a round with ``participation``.
+    """
+    train, nodes = tables.get("train", {}), tables.get("nodes", {})
     steps = train.get("local_steps", 3)
-    if train.get("local_epochs") is not None or train.get("balanced"):
+    if train.get("local_epochs") is not None or train.get("balanced") or nodes.get("participation", 1.0) < 1.0:
         return None
     return float(steps) if isinstance(steps, int) else sum(steps) / len(steps)
 

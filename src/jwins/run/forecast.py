@@ -23,7 +23,7 @@ from jwins.errors import ConfigError, ResumeError
 from jwins.experiment.experiment import Experiment
 from jwins.experiment.plugins import TopologyTable
 from jwins.run.assembly import AssembledRun, build
-from jwins.run.builders import build_topology
+from jwins.run.builders import build_topology, sends
 from jwins.run.evaluation_plan import evaluation_rounds
 from jwins.run.memory import peak_bytes
 from jwins.run.placement import node_blocks
@@ -61,7 +61,7 @@ class Forecast:
         round_s: seconds per round of the slowest actor, by activity.
         evaluation_s: seconds of an evaluation of all nodes.
         frame_bytes: mean length of a frame.
-        round_bytes: bytes that all nodes send in a round.
+        round_bytes: bytes that all nodes send in a round, mean over the rounds.
         stored_bytes: bytes of these between actors, each frame once per actor.
     """
 
@@ -292,7 +292,7 @@ def _extrapolated(
         checkpoint_s=line(lambda m: m.checkpoint_s, num_nodes),
         checkpoints=(run.rounds - 1) // run.checkpoint_every,
         frame_bytes=frame_bytes,
-        round_bytes=frame_bytes * sum(map(len, graph.recipients)),
+        round_bytes=frame_bytes * sends(experiment, run.rounds) / run.rounds,
         stored_bytes=frame_bytes * crossing,
     )
 

@@ -69,11 +69,12 @@ class Result:
     def bits_per_step(self) -> tuple[float, float] | None:
         """Return bits per parameter and local step: sent to one neighbour, and sent and received in all.
 
-        Means over nodes until the last evaluation; None before a round, or where samples decide the steps.
+        Means over nodes until the last evaluation; None before a round, or where ``local_steps`` alone does not
+        decide the steps.
         """
         start, rounds, sent = self.record.start, self.record.rounds, self.record.bytes_per_node()
         raw = raw_bytes_per_node(self.experiment, start.dim, rounds)
-        steps = mean_local_steps(self.experiment.train.model_dump())
+        steps = mean_local_steps(self.experiment.model_dump(include={"train", "nodes"}))
         return bits_per_step(sent[-1] if sent else 0.0, raw, start.dim, rounds, steps)
 
     @property
