@@ -143,6 +143,21 @@ def test_events_are_lines_of_json(tmp_path: Path) -> None:
     assert journal.last_error == 'no checkpoint: problem="No space left on device"'
 
 
+def test_warnings_are_on_stderr_beside_the_file_unless_the_program_handles_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    journal = Journal("alice")
+    with write_journal(tmp_path / "log.jsonl", "alice"):
+        journal.info("active", peer="bob")
+        journal.error("incompatible peer", peer="bob")
+        assert capsys.readouterr().err == "alice: incompatible peer: peer=bob\n"
+        monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()])
+        journal.error("incompatible peer", peer="carol")
+        assert not capsys.readouterr().err
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 3
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [

@@ -79,7 +79,18 @@ MAX_FILES = 4
 
 
 class _OwnFile(logging.handlers.RotatingFileHandler):
-    """A log file that is rotated, and never opened through a link."""
+    """A log file that is rotated, and never opened through a link.
+
+    Warnings and errors go to stderr as well, unless the program has handlers of its own: logging itself shows
+    them there only while a logger has no handler at all.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        super().emit(record)
+        stderr = logging.lastResort
+        if stderr is not None and record.levelno >= stderr.level and not _program_handlers():
+            stderr.handle(record)
 
     def _open(self) -> TextIOWrapper:
         return TextIOWrapper(
@@ -87,9 +98,21 @@ class _OwnFile(logging.handlers.RotatingFileHandler):
         )
 
 
+def _program_handlers() -> list[logging.Handler]:
+    """Return the handlers that get the events, without those of this module."""
+    found: list[logging.Handler] = []
+    logger: logging.Logger | None = _LOGGER
+    while logger is not None:
+        found += [handler for handler in logger.handlers if not isinstance(handler, _OwnFile)]
+        logger = logger.parent if logger.propagate else None
+    return found
+
+
 @contextmanager
 def write_journal(path: Path, node: str | None = None) -> Iterator[None]:
     """Within the block, append events to a file of JSON lines, rotated at 16 MiB; three older ones are kept.
+
+    Warnings and errors are still shown on stderr, if the program does not handle them.
 
     Args:
         path: the file.
