@@ -74,11 +74,12 @@ class Handshake:
             if (there := theirs.versions.get(name, "")) != here:
                 return f"its {name} is {plain(there) or 'not known'}, here it is {here}"
         if BOOTSTRAPPED not in (theirs.x0, self.x0) and theirs.x0 != self.x0:
-            versions = plain(str(dict(sorted(theirs.versions.items()))))
-            return (
-                f"its initial parameters differ (hash {theirs.x0.hex()[:16]}, here {self.x0.hex()[:16]}); its "
-                f"versions: {versions}"
-            )
+            libraries = {
+                name: theirs.versions[name] for name in sorted(theirs.versions) if name not in self.agreed
+            }
+            versions = f"; its versions: {plain(str(libraries))}" if libraries else ""
+            hashes = f"hash {theirs.x0.hex()[:16]}, here {self.x0.hex()[:16]}"
+            return f"its initial parameters differ ({hashes}){versions}"
         return ""
 
 
