@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import socket
@@ -710,6 +711,51 @@ def test_what_cannot_be_made_leaves_nothing_behind(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="for metrics"):
             peers.peer(0, model(), metrics_port=taken.getsockname()[1])
     peers.peer(0, model()).close()
+
+
+def test_an_exchange_that_skips_rounds_names_no_merge(tmp_path: Path, wires: Wires) -> None:
+    peers, models, kept = Peers(tmp_path, 2, wires), [model(), model()], tmp_path / "kept"
+    alice, bob = peers.peer(0, models[0]), peers.peer(1, models[1], folder=kept)
+    assert [report.merged_round for report in peers.each(lambda rank: (alice, bob)[rank].exchange())] == [0, 0]
+    bob.close()
+    until(lambda: alice._driver.peers[1].state is State.LEFT)
+    for _ in range(3):
+        alice.exchange()
+    bob = peers.peer(1, models[1], folder=kept)
+    until(lambda: alice._driver.peers[1].is_introduced)
+    alice.exchange(wait=False)
+    report = bob.exchange()
+    assert (report.round, report.skipped_rounds) == (1, 3)
+    assert (report.merged_round, report.merged_with) == (None, ())
+    report = bob.exchange()
+    assert (report.round, report.merged_round, report.merged_with) == (4, 4, ("alice",))
+    alice.close()
+    bob.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "ended"), (KeyboardInterrupt, "interrupted"), (OSError, "failed: OSError")]
+)
+def test_the_status_file_tells_the_last_round_and_how_the_peer_ended(
+    error: type[BaseException] | None, status: str, tmp_path: Path, wires: Wires
+) -> None:
+    peers, models = Peers(tmp_path, 2, wires), [model(), model()]
+
+    def work(rank: int) -> int:
+        with (
+            contextlib.suppress(KeyboardInterrupt, OSError),
+            peers.peer(rank, models[rank], folder=tmp_path / str(rank)) as peer,
+        ):
+            for _ in range(3):
+                peer.exchange()
+            if error is not None:
+                raise error
+        return peer.round
+
+    assert peers.each(work) == [3, 3]
+    for rank in range(2):
+        found = json.loads((tmp_path / str(rank) / "status.json").read_text())
+        assert (found["round"], found["status"]) == (3, status)
 
 
 def test_closing_sends_what_was_shared_for_as_long_as_others_wait(tmp_path: Path, wires: Wires) -> None:

@@ -178,7 +178,7 @@ class Peer:
         self.name: str = setup.me.name
         self.model: nn.Module = model
         self._layout, self._names = setup.layout, setup.names
-        self._training, self._transport = setup.training, setup.transport
+        self._training, self._transport, self._status = setup.training, setup.transport, setup.status
         self._closing, self._farewell = False, "ended"
         self._driver = setup.make_driver(lambda: self._closing, lambda: self._farewell)
         self._under_way: Tensor | None = None
@@ -224,9 +224,15 @@ class Peer:
     def _run(self, resume: bool) -> None:
         try:
             outcome = self._driver.run(resume)
+            self._write_end(self._farewell if outcome.status == "interrupted" else outcome.status)
             self._training.withdraw(_ended(outcome))
         except BaseException as error:
+            self._write_end("failed")
             self._training.withdraw(error)
+
+    def _write_end(self, status: str) -> None:
+        if self._status is not None:
+            self._status(self._driver.progress(), status)
 
     @property
     def round(self) -> int:
@@ -374,7 +380,7 @@ class Peer:
         self._reported_timed_out, self._reported_sent = timed_out, now.bytes_total
         return Exchanged(
             handed,
-            merged_round,
+            None if merge is None else merged_round,  # a node that skips rounds merges nothing
             seconds,
             sent,
             now.bytes_total,

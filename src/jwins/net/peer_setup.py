@@ -87,6 +87,7 @@ class PeerSetup:
         place: the folder, or None.
         going_on: whether the folder has a checkpoint.
         providers: numbers of the members that may provide the model to begin with.
+        status: writer of ``status.json``; None without a folder.
 
     Raises:
         ConfigError, ResumeError, UsageError: as :class:`jwins.Peer`.
@@ -138,6 +139,7 @@ class PeerSetup:
             also=self.providers,
         )
         self.training = ExternalTraining(self._membership.node, self.layout, self._initial)
+        self.status = None if self.place is None else StatusFile(self.place / "status.json", self.names)
 
     def _make_membership(self) -> Membership:
         roster = self._roster
@@ -187,7 +189,7 @@ class PeerSetup:
             timeout_s=timeout_s,
             flush_s=max(5.0, timeout_s),
             recorder=Recorder(self.place),
-            on_progress=None if self.place is None else StatusFile(self.place / "status.json", self.names),
+            on_progress=self.status,
             stop=stop,
             farewell=farewell,
             journal=self._journal,

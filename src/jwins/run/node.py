@@ -200,9 +200,13 @@ def run_node(
                 journal=journal,
                 signatures=membership,
             )
-            with nullcontext() if metrics_port is None else serve(driver, metrics_port):
-                outcome = driver.run(resume=going_on)
-            status(driver.progress(), outcome.status)
+            ended = "failed"
+            try:
+                with nullcontext() if metrics_port is None else serve(driver, metrics_port):
+                    outcome = driver.run(resume=going_on)
+                ended = outcome.status
+            finally:
+                status(driver.progress(), ended)
     return NodeResult(place, outcome.status, outcome.round, outcome=outcome)
 
 
