@@ -64,8 +64,11 @@ def test_the_end_row_of_a_dynamic_graph_holds_no_edges(tmp_path: Path) -> None:
     assert node == pytest.approx(8 * link)
 
 
-def test_bits_per_local_step_are_unknown_where_nodes_sit_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("setting", ["nodes.participation=0.5", "run.mode=async"])
+def test_bits_per_local_step_are_unknown_where_nodes_train_in_different_rounds(
+    setting: str, tmp_path: Path
+) -> None:
     settings = ["nodes.count=4", "topology.kind=ring", "run.rounds=2", "run.eval_samples=20"]
     folder = f"run.folder={json.dumps(str(tmp_path / 'run'))}"
-    result = jwins.simulate(jwins.load("digits", [*settings, "nodes.participation=0.5", folder]))
+    result = jwins.simulate(jwins.load("digits", [*settings, setting, folder]))
     assert result.bits_per_step is None

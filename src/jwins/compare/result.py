@@ -125,7 +125,7 @@ def _groups(
             for cell, record in zip(own, of, strict=True)
         )
         if of:
-            steps = mean_local_steps(variant.experiment.model_dump(include={"train", "nodes"}))
+            steps = mean_local_steps(variant.experiment.model_dump(include={"train", "nodes", "run"}))
             groups.append(
                 Group(variant.name, getattr(variant.experiment.sharing, "kind", "own"), of, raw, steps)
             )

@@ -343,12 +343,14 @@ def mean_local_steps(tables: Mapping[str, Any]) -> float | None:
     """Return the mean number of local steps of a round over nodes; None if samples, speeds or draws decide it.
 
     Args:
-        tables: an experiment's ``train`` and ``nodes``. Samples decide the steps with ``local_epochs``, speeds
-            with ``balanced``, and the draw of a round with ``participation``.
+        tables: an experiment's ``train``, ``nodes`` and ``run``. Samples decide the steps with
+            ``local_epochs``, speeds with ``balanced`` and ``mode = "async"``, draws with ``participation``.
     """
-    train, nodes = tables.get("train", {}), tables.get("nodes", {})
+    train, nodes, run = (tables.get(name, {}) for name in ("train", "nodes", "run"))
     steps = train.get("local_steps", 3)
-    if train.get("local_epochs") is not None or train.get("balanced") or nodes.get("participation", 1.0) < 1.0:
+    if train.get("local_epochs") is not None or train.get("balanced"):
+        return None
+    if nodes.get("participation", 1.0) < 1.0 or run.get("mode") == "async":
         return None
     return float(steps) if isinstance(steps, int) else sum(steps) / len(steps)
 

@@ -74,7 +74,7 @@ class Result:
         """
         start, rounds, sent = self.record.start, self.record.rounds, self.record.bytes_per_node()
         raw = raw_bytes_per_node(self.experiment, start.dim, rounds)
-        steps = mean_local_steps(self.experiment.model_dump(include={"train", "nodes"}))
+        steps = mean_local_steps(self.experiment.model_dump(include={"train", "nodes", "run"}))
         return bits_per_step(sent[-1] if sent else 0.0, raw, start.dim, rounds, steps)
 
     @property
