@@ -154,6 +154,7 @@ def test_difference_can_be_allowed(write: Write) -> None:
     [
         (["compare.seeds=[1, 1]"], r"compare.seeds\[1\] = 1: is in the list already"),
         (["compare.target={fraction=0.9, accuracy=0.9}"], "compare.target = .*expected one of"),
+        (["compare.target={accuracy=95}"], r"compare.target = .*95.*at most 1; did you mean 0\.95\?"),
         (["compare.full=nobody"], "compare.full = 'nobody': expected a variant: full sharing"),
         (["sharing.kind=full", "compare.seeds=[]"], "compare.seeds = .*at least one"),
         (["run.seed=5"], r"run.seed = 5: a comparison has seeds of its own; use --seeds or compare.seeds"),

@@ -22,6 +22,7 @@ from jwins.experiment.load import from_here, read
 from jwins.experiment.plugins import FullConfig, RandomKConfig, SharingTable
 from jwins.experiment.settings import Settings
 from jwins.experiment.toml import parse_overrides
+from jwins.report.formatting import is_percent
 from jwins.run.folder import variant_folder
 from jwins.validation import MISSING
 
@@ -96,6 +97,10 @@ class Comparison(Settings):
                     "refers to full sharing, but no variant has sharing.kind = 'full'; write "
                     "{ accuracy = 0.9 }, or name a variant in compare.full",
                 )
+            given = wanted.accuracy
+            if given is not None and is_percent(self.compare.metric) and 1 < given <= 100:
+                problem = f"expected a fraction of at most 1; did you mean {given / 100:g}?"
+                raise refuse("compare.target", wanted.model_dump(exclude_none=True), problem)
         for index, variant in enumerate(self.variants):
             self._check_alike(index, variant)
             run = variant.experiment.run
