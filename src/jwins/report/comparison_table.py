@@ -99,18 +99,22 @@ def table_cells(line: SummaryRow, *, percent: bool, reference: SummaryRow | None
         worst += f" (sd {final_text(line.node_sd, percent=percent, unit=False)} over nodes)"
     link, whole = line.bits_per_link, line.bits_per_node
     bits = NEVER if link is None or whole is None else f"{link:.3g} ({whole:.3g})"
+    sent = [
+        size(line.bytes_per_node),
+        share(line.saving_raw),
+        NEVER if line.saving_codec is None else share(line.saving_codec),
+    ]
+    ended = line.counted > 0  # else its bytes are those of runs that ended early
     return [
         line.variant + (f" ({line.tuned})" if line.tuned else ""),
         _final(line, percent=percent),
-        size(line.bytes_per_node) if line.counted else NEVER,
-        share(line.saving_raw),
-        NEVER if line.saving_codec is None else share(line.saving_codec),
+        *(sent if ended else [NEVER] * len(sent)),
         to_target(line.bytes_to_target, size),
         to_target(line.rounds_to_target, lambda value: f"{value:.0f}"),
         to_target(line.seconds_to_target, lambda value: f"{value:.1f}"),
         _difference(line, reference, percent=percent),
         NEVER if line.overhead is None else share(line.overhead),
-        bits,
+        bits if ended else NEVER,
         worst,
         TableCell(line.status, kind="" if ended_well(line.status) else "bad"),
     ]

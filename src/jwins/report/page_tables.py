@@ -52,7 +52,7 @@ def savings_notes(study: Study) -> str:
         "Raw: full sharing at 4 bytes per parameter and recipient, in as many rounds.",
     ]
     if any(line.counted < line.seeds for line in table):
-        sentences.append("Runs that diverged have no final value, and their bytes are not counted.")
+        sentences.append("Runs that diverged or stalled have no final value, and their bytes are not counted.")
     by_name = {line.variant: line for line in table}
     paired = [line for line in table if line.difference is not None]
     if paired:
