@@ -113,6 +113,7 @@ ALGORITHMS: dict[str, Any] = {
     "closed_loop, budget": closed_loop(budget=4.0),
     "closed_loop, sent": closed_loop(step_ratio=0.5, residual_rate=1.0, gamma=0.7, dead_zone=0.5),
     "closed_loop, no wavelet": closed_loop(budget_bytes=100, wavelet=None, history=1),
+    "closed_loop, rank": closed_loop(wavelet=None, gamma=0.3, residual_rate=1.0, rank=2),
     "closed_loop, symmetric": closed_loop(0.1, mode="symmetric", levels=2, history=0, residual_rate=0.0),
     "stateless": stateless(),
     "stateless, fixed": stateless(0.03, self_term="sent", rounding="dither"),

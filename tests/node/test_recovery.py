@@ -174,6 +174,7 @@ SHARINGS = [
     choco(0.01, 0.4),
     closed_loop(),
     closed_loop(0.03, wavelet=None, history=0),
+    closed_loop(wavelet=None, gamma=0.3, residual_rate=1.0, rank=2),
 ]
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
+from jwins.errors import ConfigError
 from jwins.rng import RoundContext
-from jwins.sharing import closed_loop
+from jwins.sharing import ClosedLoop, closed_loop
+from jwins.sharing.closed_loop import ClosedLoopState
 from jwins.sharing.rate import Pace
-from jwins.sharing.update import Quantized, Received
+from jwins.sharing.update import Quantized, Received, Update
 
 STEP = 0.01
 ROUNDS = 12
@@ -135,3 +137,95 @@ def test_receivers_with_equal_replicas_hold_one_and_a_drifted_one_is_noticed() -
     assert one.replicas[0].x_hat is other.replicas[0].x_hat
     assert torch.equal(one.replicas[0].x_hat, sender.x_hat)
     assert [loop.stale_peers(state) for state in (one, other, wrong)] == [frozenset(), frozenset(), {0}]
+
+
+SHAPES = ((12, 20), (5,))
+
+
+def low_rank_pair(rounds: int, **settings: Any) -> tuple[ClosedLoop, ClosedLoopState, ClosedLoopState, Update]:
+    """A sender whose matrix changes by one outer product a round, and a neighbour that follows it."""
+    loop = closed_loop(wavelet=None, residual_rate=1.0, rank=2, **settings).for_model(SHAPES)
+    generator = torch.Generator().manual_seed(1)
+    params = torch.zeros(245)
+    here, there = (loop.init(params) for _ in range(2))
+    for number in range(rounds):
+        left, right = torch.randn(12, generator=generator), torch.randn(20, generator=generator)
+        params = params + torch.cat([torch.outer(left, right).flatten(), torch.randn(5, generator=generator)])
+        context = RoundContext(seed=1, node=0, round=number, weights={1: 0.5})
+        update, here = loop.share(here, params, context)
+        _, here = loop.merge(here, params, [], context)
+        of_other = replace(context, node=1, weights={0: 0.5})
+        _, there = loop.merge(there, torch.zeros(245), [Received(0, number, 0.5, update)], of_other)
+    return loop, here, there, update
+
+
+def test_a_low_rank_part_reaches_the_neighbour_exactly() -> None:
+    loop, here, there, update = low_rank_pair(6)
+    assert isinstance(update.values, Quantized)
+    assert update.dim == loop.update_dim(245) == 245 + 2 * 32
+    assert update.values.symbols[: 2 * 32].any()
+    assert torch.equal(there.replicas[0].x_hat, here.x_hat)
+    assert not loop.stale_peers(there)
+
+
+def test_a_low_rank_part_sends_a_matrix_of_low_rank_with_fewer_symbols() -> None:
+    """To the same distance from the model."""
+    _, here, _, few = low_rank_pair(1, step_ratio=8.0)
+    loop = closed_loop(wavelet=None, residual_rate=1.0, step_ratio=0.5)
+    generator = torch.Generator().manual_seed(1)
+    left, right = torch.randn(12, generator=generator), torch.randn(20, generator=generator)
+    params = torch.cat([torch.outer(left, right).flatten(), torch.randn(5, generator=generator)])
+    update, state = loop.share(loop.init(torch.zeros(245)), params, RoundContext(seed=1, node=0, round=0))
+    assert isinstance(update.values, Quantized)
+    assert isinstance(few.values, Quantized)
+    apart = [float((params - loop.grid.values(s.x_hat))[:240].norm()) for s in (here, state)]
+    assert apart[0] < apart[1]
+    assert int((few.values.symbols != 0).sum()) < int((update.values.symbols != 0).sum()) / 2
+
+
+@pytest.mark.parametrize("how", ["large", "short", "other runs", "no step", "positions"])
+def test_a_low_rank_part_that_does_not_fit_is_refused(how: str) -> None:
+    loop, _here, there, update = low_rank_pair(3)
+    values = update.values
+    assert isinstance(values, Quantized)
+    symbols, scales, runs = values.symbols.clone(), values.scales, values.runs
+    if how == "large":
+        symbols[3] = 33
+    elif how == "short":
+        symbols, runs = symbols[:-1], (*runs[:-1], runs[-1] - 1)
+    elif how == "other runs":
+        runs = (runs[0] - 1, 1, runs[2])
+    elif how == "no step":
+        scales = torch.full_like(scales, loop.grid.unit)
+    dim = len(symbols)
+    positions = torch.arange(dim) if how == "positions" else None
+    false = Update(dim, positions, Quantized(symbols, scales, runs), base=update.base, check=update.check)
+    context = RoundContext(seed=1, node=1, round=3, weights={0: 0.5})
+    before = there.replicas[0]
+    _, after = loop.merge(
+        replace(there, replicas={0: replace(before, round=2)}),
+        torch.zeros(245),
+        [Received(0, 3, 0.5, replace(false, base=2))],
+        context,
+    )
+    assert loop.stale_peers(after) == {0}
+
+
+def test_missed_low_rank_parts_are_sent_again_as_one() -> None:
+    loop, here, _, _ = low_rank_pair(4)
+    _, _, there, _ = low_rank_pair(2)
+    missed = loop.delta_since(here, 1, RoundContext(seed=1, node=0, round=3))
+    assert missed is not None
+    assert missed.dim == loop.update_dim(245)
+    context = RoundContext(seed=1, node=1, round=3, weights={0: 0.5})
+    _, after = loop.merge(there, torch.zeros(245), [Received(0, 3, 0.5, missed)], context)
+    assert torch.equal(after.replicas[0].x_hat, here.x_hat)
+    _, again = loop.merge(
+        loop.init(torch.zeros(245)), torch.zeros(245), [Received(0, 3, 0.5, loop.whole(here))], context
+    )
+    assert torch.equal(again.replicas[0].x_hat, here.x_hat)
+
+
+def test_a_low_rank_part_needs_the_parameters_themselves() -> None:
+    with pytest.raises(ConfigError, match=r"sharing.rank = 2: expected 0, or wavelet = 'none'"):
+        closed_loop(rank=2)

@@ -28,6 +28,7 @@ from jwins.validation import (
     MBPS,
     MISSING,
     MOMENTUM,
+    RANK,
     RATE,
     SECONDS,
     STEP,
@@ -582,6 +583,10 @@ class ClosedLoopConfig(_RateTable):
     )
     history: Annotated[int, HISTORY] = Field(
         default=4, description="number of rounds that a neighbour may miss before it needs a keyframe"
+    )
+    rank: Annotated[int, RANK] = Field(
+        default=0,
+        description="rank of the low-rank part that each matrix's change is sent with; needs wavelet = 'none'",
     )
 
 

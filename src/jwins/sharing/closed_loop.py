@@ -18,10 +18,18 @@ in l and returned slowly, when the errors have averaged out. With residual_rate 
 entropy coding it is DCD-PSGD (Tang et al., "Communication Compression for Decentralized Training", NeurIPS
 2018) and, with gamma, CHOCO-SGD (Koloskova et al., ICML 2019) with another compressor. See
 docs/explanation/closed-loop.md.
+
+With a ``rank`` an update also has a low-rank part of each matrix. With whole numbers a_k and b_k,
+
+    n_i += step / (32 u) sum_k a_k b_k'           before q is chosen
+
+T. Vogels, S. P. Karimireddy, M. Jaggi, "PowerSGD: Practical Low-Rank Gradient Compression for Distributed
+Optimization", NeurIPS 2019, send such products alone.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
@@ -30,7 +38,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jwins.errors import ConfigError
 from jwins.ops.arrays import array
+from jwins.ops.low_rank import MAX_FACTOR, LowRank
 from jwins.ops.mixing import mixed_replicas
 from jwins.ops.replicas import error, hold_back, nonzero, stepped_
 from jwins.ops.wavelet import Wavelet
@@ -38,9 +48,9 @@ from jwins.rng import RoundContext
 from jwins.sharing.base import Vectors
 from jwins.sharing.rate import FixedStep, Pace, RelativeStep, StepRule, step_rule
 from jwins.sharing.replicas import OnReplicas, Replica, follow, hash_of
-from jwins.sharing.step_grid import FINEST, LIMIT, StepGrid
-from jwins.sharing.update import Received, Update
-from jwins.validation import DEAD_ZONE, GAMMA, HISTORY, RATE
+from jwins.sharing.step_grid import FINEST, LIMIT, StepGrid, within
+from jwins.sharing.update import Quantized, Received, Update
+from jwins.validation import DEAD_ZONE, GAMMA, HISTORY, RANK, RATE
 
 DEFAULT_STEP_RATIO = 2.0
 """Default ratio of the step to the change by training, if neither a step nor a budget is given."""
@@ -104,6 +114,9 @@ class ClosedLoop(OnReplicas[ClosedLoopState]):
         residual_rate: fraction of the accumulated residual that is returned per round, in [0, 1].
         transform: the wavelet transform, or None to work on the parameters themselves.
         history: number of latest shares whose increments are kept, for neighbours that missed updates.
+        rank: rank of the low-rank part of each matrix; 0 for none.
+        shapes: shapes of the model's tensors, from :meth:`for_model`. Without them, the parameters count as the
+            largest square matrix that they fill and a vector with the rest.
     """
 
     rule: StepRule
@@ -112,6 +125,8 @@ class ClosedLoop(OnReplicas[ClosedLoopState]):
     residual_rate: float
     transform: Wavelet | None
     history: int
+    rank: int = 0
+    shapes: tuple[tuple[int, ...], ...] | None = None
     needs_common_start: ClassVar[bool] = True
     asynchronous: ClassVar[bool] = True
     state_types: ClassVar[tuple[type, ...]] = (ClosedLoopState, Increment, Pace, Replica)
@@ -121,6 +136,9 @@ class ClosedLoop(OnReplicas[ClosedLoopState]):
         DEAD_ZONE.check("sharing.dead_zone", self.dead_zone)
         RATE.check("sharing.residual_rate", self.residual_rate)
         HISTORY.check("sharing.history", self.history)
+        RANK.check("sharing.rank", self.rank)
+        if self.rank and self.transform is not None:
+            raise ConfigError("sharing.rank", self.rank, "expected 0, or wavelet = 'none'")
 
     @property
     def grid(self) -> StepGrid:
@@ -128,9 +146,14 @@ class ClosedLoop(OnReplicas[ClosedLoopState]):
         fixed = self.rule.step if isinstance(self.rule, FixedStep) else FINEST
         return StepGrid(float(np.float32(fixed)))
 
+    def for_model(self, shapes: tuple[tuple[int, ...], ...]) -> ClosedLoop:
+        """Return the algorithm for tensors of these shapes."""
+        return replace(self, shapes=shapes) if self.rank else self
+
     def update_dim(self, num_params: int) -> int:
-        """Return C, the number of coefficients."""
-        return num_params if self.transform is None else self.transform.size(num_params)
+        """Return the number of coefficients, C, and of the factors of low-rank parts before them."""
+        low_rank = self._low_rank(num_params)
+        return self._num_coefficients(num_params) + (0 if low_rank is None else low_rank.size)
 
     def vectors(self, neighbours: int) -> Vectors:
         """Return the memory of the state and of an exchange; frames have up to four bits per parameter.
@@ -138,12 +161,13 @@ class ClosedLoop(OnReplicas[ClosedLoopState]):
         A symbol that an increment keeps takes two numbers. With steps in proportion to the change by training,
         an eighth of all symbols count as kept. Training leaves a few in a hundred, white noise a quarter.
         """
-        kept = 0.25 if isinstance(self.rule, RelativeStep) and self.rule.step_ratio >= 2.0 else 1.0
+        few = isinstance(self.rule, RelativeStep) and self.rule.step_ratio >= 2.0 and not self.rank
+        kept = 0.25 if few else 1.0
         return Vectors(3 + neighbours + kept * self.history, 6 + 2 * neighbours, 0.125)
 
     def init(self, params: Tensor) -> ClosedLoopState:
         """Return replicas of the common initial parameters, which need no message."""
-        x_hat = torch.zeros(self.update_dim(len(params)), dtype=torch.int32, device=params.device)
+        x_hat = torch.zeros(self._num_coefficients(len(params)), dtype=torch.int32, device=params.device)
         origin = params.clone()
         return ClosedLoopState(origin, start=origin, x_hat=x_hat)
 
@@ -159,24 +183,26 @@ class ClosedLoop(OnReplicas[ClosedLoopState]):
         multiple, width = self._multiple(state.multiple, pace.step)
         step = grid.unit * multiple
         threshold = max(self.dead_zone * width, 0.5 * step)
+        before, factors = state.x_hat, None
+        if (low_rank := self._low_rank(len(params))) is not None:
+            factors, before = self._with_low_rank(low_rank, wanted, before, multiple)
+            wanted = error(coefficients, before, grid.unit)[0]
         symbols, x_hat, unsent = stepped_(
-            wanted, coefficients, state.x_hat, grid.unit, threshold, LIMIT // multiple, multiple
+            wanted, coefficients, before, grid.unit, threshold, LIMIT // multiple, multiple
         )
         if largest > grid.unit * (LIMIT - 2 * multiple):
-            room = (LIMIT - state.x_hat) // multiple, -((LIMIT + state.x_hat) // multiple)
+            room = (LIMIT - before) // multiple, -((LIMIT + before) // multiple)
             symbols = torch.minimum(torch.maximum(symbols, room[1]), room[0])
-            x_hat = torch.add(state.x_hat, symbols, alpha=multiple)
+            x_hat = torch.add(before, symbols, alpha=multiple)
             unsent = error(coefficients, x_hat, grid.unit)[0]
         increments = state.increments
         if state.shared is not None and self.history:
             latest = sorted(increments)[-(self.history - 1) :] if self.history > 1 else []
-            increments = {r: increments[r] for r in latest} | {state.shared: _increment(symbols, multiple)}
-        update = Update(
-            len(x_hat),
-            None,
-            grid.of_symbols(symbols, multiple, subbands),
-            base=state.shared,
-            check=hash_of(x_hat),
+            whole = before is not state.x_hat
+            change = Increment(None, (x_hat - state.x_hat).cpu()) if whole else _increment(symbols, multiple)
+            increments = {r: increments[r] for r in latest} | {state.shared: change}
+        update = self._update(
+            grid.of_symbols(symbols, multiple, subbands), x_hat, factors=factors, base=state.shared
         )
         return update, replace(
             state,
@@ -199,7 +225,7 @@ class ClosedLoop(OnReplicas[ClosedLoopState]):
             received,
             ctx.weights,
             state.x_hat,
-            grid.advanced,
+            self._advanced,
             keep_old=self.history > 0,
         )
         received_weights = followed.received_weights
@@ -230,9 +256,7 @@ class ClosedLoop(OnReplicas[ClosedLoopState]):
     def whole(self, state: ClosedLoopState) -> Update:
         """Return this node's replica in the coarsest step that divides it: exact, and shorter than float32."""
         subbands = self._subbands(len(state.origin))
-        return Update(
-            len(state.x_hat), None, self.grid.quantized(state.x_hat, subbands), check=hash_of(state.x_hat)
-        )
+        return self._update(self.grid.quantized(state.x_hat, subbands), state.x_hat)
 
     def replica_round(self, state: ClosedLoopState, sender: int) -> int | None:
         """Return the round of this node's replica of ``sender``, or None."""
@@ -252,7 +276,70 @@ class ClosedLoop(OnReplicas[ClosedLoopState]):
             else:
                 change.index_add_(0, increment.positions, increment.units)
         values = self.grid.quantized(change, self._subbands(len(state.origin)))
-        return Update(len(state.x_hat), None, values, base=round, check=hash_of(state.x_hat))
+        return self._update(values, state.x_hat, base=round)
+
+    def _update(
+        self, values: Quantized, x_hat: Tensor, *, factors: Tensor | None = None, base: int | None = None
+    ) -> Update:
+        """Return an update of ``values`` (C,) that leads to the replica ``x_hat``, with factors before them.
+
+        An empty run between factors and values keeps the coder from taking the factors for a coarser subband.
+        """
+        low_rank = self._low_rank(len(x_hat))
+        if low_rank is not None:
+            if factors is None:
+                factors = torch.zeros(low_rank.size, dtype=torch.int32, device="cpu")
+            runs = (low_rank.size, 0, *values.runs)
+            scales = torch.cat([values.scales[:1], values.scales[:1], values.scales])
+            values = Quantized(torch.cat([factors.cpu(), values.symbols]), scales, runs)
+        return Update(sum(values.runs), None, values, base=base, check=hash_of(x_hat))
+
+    def _advanced(self, units: Tensor, update: Update) -> Tensor | None:
+        """Return a replica (C,) int32 after an update, or None if the update is invalid."""
+        low_rank, values = self._low_rank(len(units)), update.values
+        if low_rank is None:
+            return self.grid.advanced(units, update)
+        if not isinstance(values, Quantized) or update.positions is not None:
+            return None
+        if values.dither is not None or values.offset or len(values.runs) < 3:
+            return None
+        if (values.runs[0], len(values.symbols)) != (low_rank.size, low_rank.size + len(units)):
+            return None
+        factors = values.symbols[: low_rank.size]
+        if bool(factors.any()):
+            multiple = self.grid.multiple_of(float(values.scales[0]))
+            product = low_rank.product(factors.to(units.device))
+            if product is None or multiple is None or multiple < MAX_FACTOR:
+                return None
+            units = torch.add(units.to(torch.int64), product, alpha=multiple // MAX_FACTOR)
+            if not within(units):
+                return None
+            units = units.to(torch.int32)
+        rest = Quantized(values.symbols[low_rank.size :], values.scales[2:], values.runs[2:])
+        return self.grid.advanced(units, Update(len(units), None, rest))
+
+    def _with_low_rank(
+        self, low_rank: LowRank, wanted: Tensor, x_hat: Tensor, multiple: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the factors of the low-rank part of ``wanted`` (P,), and the replica with it."""
+        part = multiple // MAX_FACTOR
+        if 0 < part <= LIMIT // (low_rank.rank * MAX_FACTOR**2):
+            factors = low_rank.factors(wanted, self.grid.unit * part)
+            product = low_rank.product(factors)
+            assert product is not None
+            after = torch.add(x_hat, product, alpha=part)
+            if within(after):
+                return factors, after
+        return torch.zeros(low_rank.size, dtype=torch.int32, device=x_hat.device), x_hat
+
+    def _low_rank(self, num_params: int) -> LowRank | None:
+        if not self.rank:
+            return None
+        square = math.isqrt(num_params)
+        return LowRank(self.shapes or ((square, square), (num_params - square * square,)), self.rank)
+
+    def _num_coefficients(self, num_params: int) -> int:
+        return num_params if self.transform is None else self.transform.size(num_params)
 
     def _forward(self, change: Tensor) -> Tensor:
         return change if self.transform is None else self.transform.forward(change)
@@ -298,6 +385,7 @@ def closed_loop(
     levels: int = 4,
     mode: Literal["symmetric", "periodization"] = "periodization",
     history: int = 4,
+    rank: int = 0,
 ) -> ClosedLoop:
     """Return the closed loop: quantized increments on replicas that neighbours keep, in the wavelet domain.
 
@@ -320,6 +408,8 @@ def closed_loop(
             a multiple of ``2**levels``.
         history: rounds that a neighbour may miss before it needs a keyframe. Each takes 8 bytes per nonzero
             symbol, and at most 4 per parameter.
+        rank: rank of the low-rank part that each matrix's change is sent with; 0 for none. It needs
+            ``wavelet=None``.
 
     Raises:
         ConfigError: an argument is out of range, or several of the step, the budgets and the ratio are given.
@@ -332,4 +422,5 @@ def closed_loop(
         residual_rate,
         transform,
         history,
+        rank,
     )

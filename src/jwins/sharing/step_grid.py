@@ -51,7 +51,7 @@ class StepGrid:
         values = update.values
         if not isinstance(values, Quantized) or values.dither is not None or values.offset:
             return None
-        multiples = [self._multiple_of(scale) for scale in values.scales.tolist()]
+        multiples = [self.multiple_of(scale) for scale in values.scales.tolist()]
         if None in multiples:
             return None
         highest = max((m for m in multiples if m is not None), default=1)
@@ -86,7 +86,8 @@ class StepGrid:
         """Return symbols of one step, with a run for each subband, because their distributions differ."""
         return Quantized(symbols.cpu(), one_scale(self.unit * multiple, subbands), subbands)
 
-    def _multiple_of(self, scale: float) -> int | None:
+    def multiple_of(self, scale: float) -> int | None:
+        """Return a step in units, or None if it is not a power of two times the unit."""
         mantissa, exponent = math.frexp(scale / self.unit)
         exact = mantissa == 0.5 and 1 <= exponent <= LIMIT.bit_length()
         return 1 << exponent - 1 if exact else None
