@@ -30,6 +30,7 @@ def test_every_peer_sees_its_own_folder_alone() -> None:
     for name in NAMES:
         assert found[name]["volumes"] == [f"./state/{name}:/state"]
         assert found[name]["command"][-2:] == ["roster.toml", f"{name}.key"]
+        assert found[name]["stop_signal"] == "SIGINT", "so that a peer that is stopped says Bye"
         assert "ports" not in found[name], "peers reach each other within the network of the containers"
     copied = (ROOT / "Dockerfile").read_text()
     for path in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "src", "experiments"):
