@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -122,3 +123,17 @@ def test_a_node_signs_with_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     signatures = drivers[0].session.settings.signatures
     assert signatures is not None
     assert signatures.verify(1, b"text", signatures.sign(b"text"))
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "interrupted"), (OSError, "failed")])
+def test_the_status_file_tells_that_an_error_ended_the_node(
+    error: type[BaseException], status: str, tmp_path: Path
+) -> None:
+    def fails(now: NodeProgress, names: Sequence[str]) -> None:
+        raise error
+
+    settings = ["nodes.count=2", "topology.kind=fully_connected", f"run.folder={tmp_path / 'run'}"]
+    roster = roster_of(tmp_path, 2)
+    with pytest.raises(error):
+        run_node(load("digits", settings), roster, "bob", tmp_path / "bob.key", progress=fails)
+    assert json.loads((tmp_path / "run/nodes/1/status.json").read_text())["status"] == status

@@ -205,6 +205,9 @@ def run_node(
                 with nullcontext() if metrics_port is None else serve(driver, metrics_port):
                     outcome = driver.run(resume=going_on)
                 ended = outcome.status
+            except KeyboardInterrupt:
+                ended = "interrupted"
+                raise
             finally:
                 status(driver.progress(), ended)
     return NodeResult(place, outcome.status, outcome.round, outcome=outcome)
