@@ -697,7 +697,9 @@ def test_a_folder_goes_on_with_what_it_was_begun_with(
 def test_a_folder_is_for_one_peer_at_a_time(tmp_path: Path, wires: Wires) -> None:
     peers, kept = Peers(tmp_path, 2, wires), tmp_path / "kept"
     first = peers.peer(0, model(), folder=kept)
-    with pytest.raises(ResumeError, match="another process is running this peer here"):
+    with pytest.raises(
+        ResumeError, match="another process is running this peer here, or this one does already"
+    ):
         peers.peer(0, model(), folder=kept)
     first.close()
     peers.peer(0, model(), folder=kept).close()

@@ -26,7 +26,9 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ResumeError(f"{folder}: another process is running {what} here") from None
+            raise ResumeError(
+                f"{folder}: another process is running {what} here, or this one does already"
+            ) from None
         try:
             yield
         finally:
