@@ -227,5 +227,5 @@ def test_missed_low_rank_parts_are_sent_again_as_one() -> None:
 
 
 def test_a_low_rank_part_needs_the_parameters_themselves() -> None:
-    with pytest.raises(ConfigError, match=r"sharing.rank = 2: expected 0, or wavelet = 'none'"):
+    with pytest.raises(ConfigError, match=r"sharing.rank = 2: needs wavelet = 'none'"):
         closed_loop(rank=2)

@@ -584,8 +584,8 @@ class ClosedLoopConfig(_RateTable):
     history: Annotated[int, HISTORY] = Field(
         default=4, description="number of rounds that a neighbour may miss before it needs a keyframe"
     )
-    rank: Annotated[int, RANK] = Field(
-        default=0,
+    rank: Annotated[int, RANK] | None = Field(
+        default=None,
         description="rank of the low-rank part that each matrix's change is sent with; needs wavelet = 'none'",
     )
 

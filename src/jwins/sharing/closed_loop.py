@@ -114,7 +114,7 @@ class ClosedLoop(OnReplicas[ClosedLoopState]):
         residual_rate: fraction of the accumulated residual that is returned per round, in [0, 1].
         transform: the wavelet transform, or None to work on the parameters themselves.
         history: number of latest shares whose increments are kept, for neighbours that missed updates.
-        rank: rank of the low-rank part of each matrix; 0 for none.
+        rank: rank of the low-rank part of each matrix; None for none.
         shapes: shapes of the model's tensors, from :meth:`for_model`. Without them, the parameters count as the
             largest square matrix that they fill and a vector with the rest.
     """
@@ -125,7 +125,7 @@ class ClosedLoop(OnReplicas[ClosedLoopState]):
     residual_rate: float
     transform: Wavelet | None
     history: int
-    rank: int = 0
+    rank: int | None = None
     shapes: tuple[tuple[int, ...], ...] | None = None
     needs_common_start: ClassVar[bool] = True
     asynchronous: ClassVar[bool] = True
@@ -136,9 +136,10 @@ class ClosedLoop(OnReplicas[ClosedLoopState]):
         DEAD_ZONE.check("sharing.dead_zone", self.dead_zone)
         RATE.check("sharing.residual_rate", self.residual_rate)
         HISTORY.check("sharing.history", self.history)
-        RANK.check("sharing.rank", self.rank)
-        if self.rank and self.transform is not None:
-            raise ConfigError("sharing.rank", self.rank, "expected 0, or wavelet = 'none'")
+        if self.rank is not None:
+            RANK.check("sharing.rank", self.rank)
+            if self.transform is not None:
+                raise ConfigError("sharing.rank", self.rank, "needs wavelet = 'none'")
 
     @property
     def grid(self) -> StepGrid:
@@ -148,7 +149,7 @@ class ClosedLoop(OnReplicas[ClosedLoopState]):
 
     def for_model(self, shapes: tuple[tuple[int, ...], ...]) -> ClosedLoop:
         """Return the algorithm for tensors of these shapes."""
-        return replace(self, shapes=shapes) if self.rank else self
+        return self if self.rank is None else replace(self, shapes=shapes)
 
     def update_dim(self, num_params: int) -> int:
         """Return the number of coefficients, C, and of the factors of low-rank parts before them."""
@@ -161,7 +162,7 @@ class ClosedLoop(OnReplicas[ClosedLoopState]):
         A symbol that an increment keeps takes two numbers. With steps in proportion to the change by training,
         an eighth of all symbols count as kept. Training leaves a few in a hundred, white noise a quarter.
         """
-        few = isinstance(self.rule, RelativeStep) and self.rule.step_ratio >= 2.0 and not self.rank
+        few = isinstance(self.rule, RelativeStep) and self.rule.step_ratio >= 2.0 and self.rank is None
         kept = 0.25 if few else 1.0
         return Vectors(3 + neighbours + kept * self.history, 6 + 2 * neighbours, 0.125)
 
@@ -333,7 +334,7 @@ class ClosedLoop(OnReplicas[ClosedLoopState]):
         return torch.zeros(low_rank.size, dtype=torch.int32, device=x_hat.device), x_hat
 
     def _low_rank(self, num_params: int) -> LowRank | None:
-        if not self.rank:
+        if self.rank is None:
             return None
         square = math.isqrt(num_params)
         return LowRank(self.shapes or ((square, square), (num_params - square * square,)), self.rank)
@@ -385,7 +386,7 @@ def closed_loop(
     levels: int = 4,
     mode: Literal["symmetric", "periodization"] = "periodization",
     history: int = 4,
-    rank: int = 0,
+    rank: int | None = None,
 ) -> ClosedLoop:
     """Return the closed loop: quantized increments on replicas that neighbours keep, in the wavelet domain.
 
@@ -408,7 +409,7 @@ def closed_loop(
             a multiple of ``2**levels``.
         history: rounds that a neighbour may miss before it needs a keyframe. Each takes 8 bytes per nonzero
             symbol, and at most 4 per parameter.
-        rank: rank of the low-rank part that each matrix's change is sent with; 0 for none. It needs
+        rank: rank of the low-rank part that each matrix's change is sent with; None for none. It needs
             ``wavelet=None``.
 
     Raises:
