@@ -77,8 +77,11 @@ def _fewest_sentence(study: Study, table: Sequence[SummaryRow]) -> list[str]:
     fewest = min(sent, key=lambda line: sent[line])
     full = next((line.bytes_to_target for line in table if line.variant == study.full), None)
     goal = number(study.target.value, percent=study.percent)
-    text = f"{capital(fewest.variant)} needs the fewest bytes to the target of {goal}: "
-    text += f"{size(sent[fewest])} per node"
+    what = f"the target of {goal}"
+    if any(0 < line.reached < line.seeds for line in table):
+        what += " in every seed"
+    verb = f"alone reaches {what}" if len(sent) == 1 else f"needs the fewest bytes to reach {what}"
+    text = f"{capital(fewest.variant)} {verb}: {size(sent[fewest])} per node"
     if full and fewest.variant != study.full:
         text += f", {sent[fewest] / full:.2f} times what full sharing needs"
     return [f"{text}."]
