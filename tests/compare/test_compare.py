@@ -445,7 +445,10 @@ def test_a_variant_s_experiment_runs_beside_the_comparison(done: comparing.Compa
 
 
 def test_latex_escapes_what_it_would_take_for_commands() -> None:
-    text = latex(["a_b", "50 %"], [["[x] R&D", "-1.2 [-3.2, +0.8]"], ["top-k", "1 ± 2"], ["{\\}", "~^#$ 1e-3"]])
+    text = latex(
+        ["a_b", "50 %"],
+        [["[x] R&D", "-1.2 [-3.2, +0.8]"], ["top-k", "1 ± 2"], ["{\\}", "~^#$ 1e-3"], ["<b>", "a|b"]],
+    )
     assert text.splitlines() == [
         r"\begin{tabular}{lr}",
         r"\toprule",
@@ -454,6 +457,7 @@ def test_latex_escapes_what_it_would_take_for_commands() -> None:
         r"{}[x] R\&D & $-$1.2 [$-$3.2, +0.8] \\",
         r"top-k & 1 $\pm$ 2 \\",
         r"\{\textbackslash{}\} & \textasciitilde{}\textasciicircum{}\#\$ 1e-3 \\",
+        r"\textless{}b\textgreater{} & a\textbar{}b \\",
         r"\bottomrule",
         r"\end{tabular}",
     ]

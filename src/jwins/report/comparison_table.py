@@ -282,6 +282,9 @@ _LATEX = {
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
     "—": "---",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
 }
 
 
