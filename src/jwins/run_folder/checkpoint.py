@@ -190,7 +190,7 @@ def latest(
             problems.append(f"{path.name}: {error}")
     detail = "; ".join(problems) or "none was written yet"
     raise ResumeError(
-        f"{folder}: no usable checkpoint ({detail}); start again, without --resume or in another folder"
+        f"{folder}: no usable checkpoint ({detail}); remove the run's folder, or choose another one"
     )
 
 
