@@ -226,6 +226,21 @@ def test_missed_low_rank_parts_are_sent_again_as_one() -> None:
     assert torch.equal(again.replicas[0].x_hat, here.x_hat)
 
 
+@pytest.mark.parametrize("far", [2e3, 1e30])
+def test_far_parameters_with_a_low_rank_part_are_followed_up_to_the_ends_of_a_replica(far: float) -> None:
+    loop = closed_loop(wavelet=None, residual_rate=1.0, rank=2).for_model(SHAPES)
+    params = torch.full((245,), far) * torch.linspace(-1.0, 1.0, 245)
+    here, there = (loop.init(torch.zeros(245)) for _ in range(2))
+    for number in range(4):
+        context = RoundContext(seed=1, node=0, round=number, weights={1: 0.5})
+        update, here = loop.share(here, params, context)
+        _, here = loop.merge(here, params, [], context)
+        of_other = replace(context, node=1, weights={0: 0.5})
+        _, there = loop.merge(there, torch.zeros(245), [Received(0, number, 0.5, update)], of_other)
+        assert torch.equal(there.replicas[0].x_hat, here.x_hat)
+        assert int(here.x_hat.abs().max()) < 2**30
+
+
 def test_a_low_rank_part_needs_the_parameters_themselves() -> None:
     with pytest.raises(ConfigError, match=r"sharing.rank = 2: needs wavelet = 'none'"):
         closed_loop(rank=2)

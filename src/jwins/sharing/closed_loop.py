@@ -326,10 +326,9 @@ class ClosedLoop(OnReplicas[ClosedLoopState]):
         part = multiple // MAX_FACTOR
         if 0 < part <= LIMIT // (low_rank.rank * MAX_FACTOR**2):
             factors = low_rank.factors(wanted, self.grid.unit * part)
-            product = low_rank.product(factors)
-            assert product is not None
-            after = torch.add(x_hat, product, alpha=part)
-            if within(after):
+            product = low_rank.product(factors)  # None where a square overflowed
+            after = None if product is None else torch.add(x_hat, product, alpha=part)
+            if after is not None and within(after):
                 return factors, after
         return torch.zeros(low_rank.size, dtype=torch.int32, device=x_hat.device), x_hat
 

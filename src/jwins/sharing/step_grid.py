@@ -40,7 +40,8 @@ class StepGrid:
         [1, 1, 1, 2, 8]
         """
         most = LIMIT.bit_length() - 1
-        return 1 << min(most, max(0, round(math.log2(step / self.unit))))
+        ratio = min(step / self.unit, 2.0**most)  # infinite where the square of a change overflowed
+        return 1 << max(0, round(math.log2(ratio)))
 
     def values(self, units: Tensor) -> Tensor:
         """Return (C,) float32 values of (C,) int32 units."""
