@@ -696,12 +696,15 @@ def test_a_folder_goes_on_with_what_it_was_begun_with(
 
 def test_a_folder_is_for_one_peer_at_a_time(tmp_path: Path, wires: Wires) -> None:
     peers, kept = Peers(tmp_path, 2, wires), tmp_path / "kept"
-    first = peers.peer(0, model(), folder=kept)
+    first = peers.peer(0, model(), folder=kept, timeout_s=0.05)
     with pytest.raises(
         ResumeError, match="another process is running this peer here, or this one does already"
     ):
         peers.peer(0, model(), folder=kept)
+    first.exchange()
     first.close()
+    with pytest.raises(UsageError, match="the checkpoint has no node 1: it is another member's"):
+        peers.peer(1, model(), folder=kept)
     peers.peer(0, model(), folder=kept).close()
 
 

@@ -567,9 +567,8 @@ class NodeGroup:
             UsageError: a node of this node group is not in the snapshot.
         """
         if missing := [node for node in self.nodes if node not in state.nodes]:
-            raise UsageError(
-                f"the checkpoint has no node {missing[0]}: it was written with another number of nodes"
-            )
+            problem = "it is another member's, or was written with another number of nodes"
+            raise UsageError(f"the checkpoint has no node {missing[0]}: {problem}")
         self._kept = dict(state.messages)
         for node in self.nodes:
             held = state.nodes[node]
